@@ -18,6 +18,7 @@
 //! queries and keys, Ev head width of values, D model width, F feed-forward width, T tokens of a packed batch.
 
 pub mod error;
+pub mod kernels;
 pub mod simd;
 
 pub use error::{Error, Result};

@@ -1,0 +1,282 @@
+//! The matrix product: out = activation(x · wᵀ + bias) + residual, over weights packed in panels.
+//!
+//! Each output element is a chain of fused multiply-adds in ascending k. K is cut into blocks of [`K_BLOCK`];
+//! the chain of each block starts at zero and the blocks are added in order:
+//!
+//! ```text
+//! for each block of k:  acc = 0;  for k ascending: acc = fma(x[k], w[k], acc);  sum = first ? acc : sum + acc
+//! out = activation(sum + bias) + residual
+//! ```
+//!
+//! One chain over all of K loses accuracy with its length; blocks of 256 keep the error of a 1,536-long product
+//! at that of a short one. A register tile of `MR` rows and `NV` vectors holds its sums while k runs: each vector
+//! of weights loaded serves MR rows, each number of x is broadcast to NV vectors. Tiles at the edges run the same
+//! chain with fewer rows, so that a row has the same bits in every position and at every batch size.
+
+use super::pack::{Panels, panel_vectors};
+use crate::kernels::activation::Activation;
+use crate::simd::{Float, Kernel, Simd};
+
+/// Length of the chains of the matrix product.
+pub const K_BLOCK: usize = 256;
+
+/// The product of `MR` rows of `a` with `NV` vectors of `b` over `kc` steps, each sum a chain from zero.
+///
+/// Row i of `a` starts at `i * lda`, step k of `b` at `k * ldb`.
+#[inline(always)]
+pub fn block<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
+    s: S,
+    a: &[T],
+    lda: usize,
+    b: &[T],
+    ldb: usize,
+    kc: usize,
+) -> [[S::V; NV]; MR] {
+    let width = NV * S::LANES;
+    let mut acc = [[s.splat(T::ZERO); NV]; MR];
+    let mut rows: [&[T]; MR] = [&[]; MR];
+    for (i, row) in rows.iter_mut().enumerate() {
+        *row = &a[i * lda..i * lda + kc];
+    }
+    for k in 0..kc {
+        let step = &b[k * ldb..k * ldb + width];
+        let mut w = [s.splat(T::ZERO); NV];
+        for (j, w) in w.iter_mut().enumerate() {
+            *w = s.load(&step[j * S::LANES..]);
+        }
+        for i in 0..MR {
+            let x = s.splat(rows[i][k]);
+            for j in 0..NV {
+                acc[i][j] = s.fma(x, w[j], acc[i][j]);
+            }
+        }
+    }
+    acc
+}
+
+/// Calls `$tile::<T, S, MR, NV>($args)` for run-time counts of rows and vectors, up to the tile of `S`.
+macro_rules! for_tile {
+    ($S:ident, $T:ident, $rows:expr, $max_rows:expr, $vectors:expr, $tile:ident ($($arg:expr),*)) => {{
+        let (rows, vectors) = ($rows, $vectors);
+        macro_rules! vectors_of {
+            ($mr:literal) => {
+                match vectors {
+                    1 => $tile::<$T, $S, $mr, 1>($($arg),*),
+                    2 => $tile::<$T, $S, $mr, 2>($($arg),*),
+                    _ => $tile::<$T, $S, $mr, 3>($($arg),*),
+                }
+            };
+        }
+        match rows {
+            1 => vectors_of!(1),
+            2 => vectors_of!(2),
+            3 => vectors_of!(3),
+            4 => vectors_of!(4),
+            5 if $max_rows >= 5 => vectors_of!(5),
+            6 if $max_rows >= 6 => vectors_of!(6),
+            7 if $max_rows >= 7 => vectors_of!(7),
+            _ if $max_rows >= 8 => vectors_of!(8),
+            _ => unreachable!("a tile has at most {} rows", $max_rows),
+        }
+    }};
+}
+#[allow(unused_imports, reason = "the attention kernel uses it")]
+pub(crate) use for_tile;
+
+/// What happens to a sum before it is written, in this order: + bias, activation, + residual.
+#[derive(Clone, Copy, Debug)]
+pub struct Epilogue<'a, T> {
+    /// One number for each column.
+    pub bias: Option<&'a [T]>,
+    /// Applied after the bias.
+    pub activation: Activation,
+    /// Added last: rows as long as those of the output, at the same stride.
+    pub residual: Option<&'a [T]>,
+}
+
+/// Rows `0..m` of `x` times the columns of some panels.
+///
+/// x (m, K) at stride `ldx`; out (m, columns) at stride `ldo`, starting at the first column of the first panel.
+pub struct Product<'a, T> {
+    /// Input rows.
+    pub x: &'a [T],
+    /// Distance between rows of `x`.
+    pub ldx: usize,
+    /// Number of rows.
+    pub m: usize,
+    /// All panels of the weights.
+    pub weights: Panels<'a, T>,
+    /// The panels to compute.
+    pub panels: std::ops::Range<usize>,
+    /// Distance between rows of the output and of the residual.
+    pub ldo: usize,
+    /// The whole output matrix; only the columns of `panels` are written.
+    pub out: OutRows<'a, T>,
+    /// What follows the sum.
+    pub epilogue: Epilogue<'a, T>,
+}
+
+/// Output rows that several threads write, each its own columns.
+#[derive(Clone, Copy)]
+pub struct OutRows<'a, T> {
+    start: *mut T,
+    len: usize,
+    owner: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a mutable slice whose users promise, at `slice`, to keep to disjoint parts.
+unsafe impl<T: Send> Send for OutRows<'_, T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for OutRows<'_, T> {}
+
+impl<'a, T> OutRows<'a, T> {
+    /// Shares a slice.
+    pub fn new(out: &'a mut [T]) -> Self {
+        Self { start: out.as_mut_ptr(), len: out.len(), owner: std::marker::PhantomData }
+    }
+
+    /// A part of the slice.
+    ///
+    /// # Safety
+    /// No two parts that are alive at the same time overlap.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "the caller promises disjoint parts")]
+    pub unsafe fn slice(&self, start: usize, len: usize) -> &'a mut [T] {
+        assert!(start <= self.len && len <= self.len - start, "output slice out of range");
+        // SAFETY: in range by the assertion; disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(start), len) }
+    }
+}
+
+impl<T: Float> Kernel<T> for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let (m, mr) = (self.m, S::GEMM_MR);
+        if m == 0 {
+            return;
+        }
+        // Rows are dealt evenly to the tiles: 9 rows are 5 + 4, not 8 + 1.
+        let tiles = m.div_ceil(mr);
+        for panel in self.panels.clone() {
+            let mut row = 0;
+            for tile in 0..tiles {
+                let rows = (m - row).div_ceil(tiles - tile);
+                let vectors = panel_vectors(self.weights.n, panel, S::LANES, S::GEMM_NV);
+                for_tile!(S, T, rows, S::GEMM_MR, vectors, tile_of(s, &self, row, panel));
+                row += rows;
+            }
+        }
+    }
+}
+
+/// One register tile over all of K, and its epilogue while the tile is in the cache.
+#[inline(always)]
+fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
+    s: S,
+    p: &Product<'_, T>,
+    row: usize,
+    panel: usize,
+) {
+    let first_column = panel * S::GEMM_NV * S::LANES;
+    let columns = (NV * S::LANES).min(p.weights.n - first_column);
+    let weights = p.weights.panel(panel, S::GEMM_NV * S::LANES);
+    let (k, ldb) = (p.weights.k, NV * S::LANES);
+    let mut start = 0;
+    loop {
+        let kc = K_BLOCK.min(k - start);
+        let acc =
+            block::<T, S, MR, NV>(s, &p.x[row * p.ldx + start..], p.ldx, &weights[start * ldb..], ldb, kc);
+        let last = start + kc == k;
+        for (i, acc) in acc.iter().enumerate() {
+            // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
+            let out = unsafe { p.out.slice((row + i) * p.ldo + first_column, columns) };
+            write_row(
+                s,
+                acc,
+                start > 0,
+                last.then_some(p.epilogue.bias).flatten().map(|b| &b[first_column..]),
+                out,
+            );
+        }
+        start += kc;
+        if last {
+            break;
+        }
+    }
+    finish::<T, S, MR>(s, p, row, first_column, columns);
+}
+
+/// Writes a row of sums: added to what earlier blocks left there, the bias added after the last.
+#[inline(always)]
+fn write_row<T: Float, S: Simd<T>, const NV: usize>(
+    s: S,
+    acc: &[S::V; NV],
+    add: bool,
+    bias: Option<&[T]>,
+    out: &mut [T],
+) {
+    for (j, &v) in acc.iter().enumerate() {
+        let at = j * S::LANES;
+        if at + S::LANES <= out.len() {
+            let mut v = v;
+            if add {
+                v = s.add(s.load(&out[at..]), v);
+            }
+            if let Some(bias) = bias {
+                v = s.add(v, s.load(&bias[at..]));
+            }
+            s.store(v, &mut out[at..]);
+        } else if at < out.len() {
+            let mut v = v;
+            if add {
+                v = s.add(s.load_partial(&out[at..]), v);
+            }
+            if let Some(bias) = bias {
+                v = s.add(v, s.load_partial(&bias[at..at + (out.len() - at)]));
+            }
+            s.store_partial(v, &mut out[at..]);
+        }
+    }
+}
+
+/// Activation and residual, over a tile that was just written.
+#[inline(always)]
+fn finish<T: Float, S: Simd<T>, const MR: usize>(
+    s: S,
+    p: &Product<'_, T>,
+    row: usize,
+    first: usize,
+    columns: usize,
+) {
+    let activation = p.epilogue.activation;
+    if activation == Activation::Identity && p.epilogue.residual.is_none() {
+        return;
+    }
+    for i in 0..MR {
+        let start = (row + i) * p.ldo + first;
+        // SAFETY: as in `tile_of`, whose slices have ended.
+        let out = unsafe { p.out.slice(start, columns) };
+        let mut at = 0;
+        while at < columns {
+            let whole = at + S::LANES <= columns;
+            let end = columns.min(at + S::LANES);
+            let mut v = if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) };
+            v = activation.apply(s, v);
+            if let Some(residual) = p.epilogue.residual {
+                let r = &residual[start + at..start + end];
+                v = s.add(v, if whole { s.load(r) } else { s.load_partial(r) });
+            }
+            if whole {
+                s.store(v, &mut out[at..]);
+            } else {
+                s.store_partial(v, &mut out[at..end]);
+            }
+            at += S::LANES;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,10 @@
+//! Loops over slices, generic over the instruction set.
+//!
+//! A kernel neither allocates nor spawns: its caller in `ops` hands it slices, runs it inside the thread that
+//! computes, and has checked the shapes. Each file begins with the formula and with the order of its sums, which
+//! is part of the law of bits.
+
+pub mod activation;
+pub mod gemm;
+pub mod pack;
+pub mod peak;
