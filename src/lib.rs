@@ -20,5 +20,6 @@
 pub mod error;
 pub mod kernels;
 pub mod simd;
+pub mod threads;
 
 pub use error::{Error, Result};
