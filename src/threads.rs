@@ -17,15 +17,18 @@
 //! **Floating point.** Other libraries leave flush-to-zero switched on in a thread; each task runs with the
 //! default control word and restores what it found.
 
-use std::any::Any;
-use std::cell::{Cell, RefCell};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod fp;
+mod panics;
+
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+pub use fp::with_default_fp;
+pub use panics::{catching, quiet_caught_panics};
 
 /// How often a call asks whether it was interrupted: well under the 0.1 s that a user may wait after Ctrl-C.
 const CHECK_EVERY: Duration = Duration::from_millis(20);
@@ -53,10 +56,6 @@ thread_local! {
     static CHECKED: Cell<Option<Instant>> = const { Cell::new(None) };
     /// The check of the current `with_interrupt` has said true.
     static INTERRUPTED: Cell<bool> = const { Cell::new(false) };
-    /// Panics on this thread are caught and turned into errors: nothing needs printing.
-    static CATCHING: Cell<bool> = const { Cell::new(false) };
-    /// Where the last caught panic arose; written by the panic hook.
-    static PANIC_PLACE: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -458,116 +457,6 @@ fn interrupted() -> bool {
     CHECKED.set(Some(Instant::now()));
     INTERRUPTED.set(yes);
     yes
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Panics
-
-/// Runs `f` and turns a panic into `Error::Internal`. Whatever `f` was changing is not used afterwards: callers
-/// return the error and drop the output.
-///
-/// # Errors
-/// `Internal`, with the panic's text and place.
-pub fn catching<R>(f: impl FnOnce() -> R) -> Result<R> {
-    let outer = CATCHING.replace(true);
-    let result = catch_unwind(AssertUnwindSafe(f));
-    CATCHING.set(outer);
-    result.map_err(|payload| {
-        let place = PANIC_PLACE.take().map_or(String::new(), |p| format!(" at {p}"));
-        Error::Internal(format!("{}{place}", panic_text(&*payload)))
-    })
-}
-
-fn panic_text(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| payload.downcast_ref::<&str>().copied())
-        .unwrap_or("a panic without a text")
-}
-
-/// Lets the panic hook be silent about panics that [`catching`] turns into errors, and remember their place.
-/// Other panics go to the hook that was there. For the Python module; a Rust program keeps its own hook.
-pub fn quiet_caught_panics() {
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |info| {
-        if CATCHING.get() {
-            PANIC_PLACE.set(info.location().map(|l| format!("{}:{}", l.file(), l.line())));
-        } else {
-            before(info);
-        }
-    }));
-}
-
-// ---------------------------------------------------------------------------------------------------------------
-// Floating-point environment
-
-/// Runs `f` with the default control word (round to nearest, nothing flushed to zero, nothing trapped), and
-/// restores what was there, after a panic too.
-pub fn with_default_fp<R>(f: impl FnOnce() -> R) -> R {
-    /// Restores the control word.
-    struct Restore(fp::Word);
-    impl Drop for Restore {
-        fn drop(&mut self) {
-            fp::set(self.0);
-        }
-    }
-    let _restore = Restore(fp::get());
-    fp::set(fp::DEFAULT);
-    f()
-}
-
-#[cfg(target_arch = "x86_64")]
-mod fp {
-    //! MXCSR, by the two instructions that exist for it: the intrinsics are deprecated.
-    use std::arch::asm;
-
-    pub(super) type Word = u32;
-    /// All exceptions masked, none pending, round to nearest, denormals kept.
-    pub(super) const DEFAULT: Word = 0x1f80;
-
-    pub(super) fn get() -> Word {
-        let mut word: Word = 0;
-        // SAFETY: stores four bytes to `word`, and changes nothing else.
-        unsafe { asm!("stmxcsr [{}]", in(reg) &raw mut word, options(nostack, preserves_flags)) };
-        word
-    }
-
-    pub(super) fn set(word: Word) {
-        // SAFETY: reads four bytes of `word`, which is the default or came from `get`: no reserved bit is set.
-        unsafe { asm!("ldmxcsr [{}]", in(reg) &raw const word, options(nostack, preserves_flags)) };
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-mod fp {
-    //! FPCR.
-    use std::arch::asm;
-
-    pub(super) type Word = u64;
-    /// Round to nearest, denormals kept, nothing trapped.
-    pub(super) const DEFAULT: Word = 0;
-
-    pub(super) fn get() -> Word {
-        let word: Word;
-        // SAFETY: reads a register.
-        unsafe { asm!("mrs {}, fpcr", out(reg) word, options(nomem, nostack, preserves_flags)) };
-        word
-    }
-
-    pub(super) fn set(word: Word) {
-        // SAFETY: the word is the default or came from `get`.
-        unsafe { asm!("msr fpcr, {}", in(reg) word, options(nostack, preserves_flags)) };
-    }
-}
-
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-mod fp {
-    //! Processors without a control word that headwise knows.
-    pub(super) type Word = ();
-    pub(super) const DEFAULT: Word = ();
-    pub(super) fn get() -> Word {}
-    pub(super) fn set((): Word) {}
 }
 
 #[cfg(test)]
