@@ -19,6 +19,8 @@
 
 pub mod error;
 pub mod kernels;
+#[cfg(feature = "python")]
+mod python;
 pub mod simd;
 pub mod threads;
 
