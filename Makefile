@@ -1,0 +1,129 @@
+# One command of each kind. Every target sets up what it needs in the virtual environment .venv; nothing is installed
+# elsewhere. Needed beforehand: Rust, and Python with its venv module (versions in Cargo.toml and pyproject.toml).
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+export TIMEFORMAT := ==== %0R s
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# rustup's place, for shells that have not been told yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
+
+VENV := .venv
+PY := $(VENV)/bin/python
+# Interpreters to try, the first that is new enough is taken; `make PYTHON=/usr/bin/python3.13 test` names one.
+PYTHON ?=
+PYTHONS := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
+# Clippy and the crate's tests with feature "python" link against the interpreter that the wheel is for.
+CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
+SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
+
+.PHONY: help demo test bench lint format docs develop wheel golden clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## fetch MiniLM, compare sentences, show which word each head links "it" to
+	$(PY) examples/demo.py
+
+test: rust ## everything that CI checks: lints, types, docstrings, the crate's tests, pytest on each instruction set
+	@$(MAKE) -j2 --output-sync=target test-rust $(VENV)/.installed $(VENV)/.test
+	@$(MAKE) lint-python
+	@$(MAKE) test-python
+
+bench: $(VENV)/.installed ## measure against the machine's peak, and against torch where it is installed
+	$(PY) benchmarks/bench.py
+
+lint: lint-rust lint-python ## formatters and linters of both languages, layers, types, stubs, docstrings
+
+format: rust $(VENV)/.test ## format the sources of both languages
+	cargo fmt
+	$(PY) -m ruff check --fix-only --quiet .
+	$(PY) -m ruff format --quiet .
+
+docs: $(VENV)/.docs $(VENV)/.installed ## build the documentation into docs/_build/html; a warning is an error
+	$(PY) -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+develop: rust $(VENV)/.test ## build for development: editable, with debug assertions and little optimisation
+	rm -f $(VENV)/.installed
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(VENV)/bin/maturin develop --locked --quiet
+
+wheel: $(VENV)/.build rust ## build the release wheel into dist/
+	rm -f dist/headwise-*.whl
+	$(VENV)/bin/maturin build --release --locked --quiet --interpreter $(PY) --out dist
+	@ls -l dist/headwise-*.whl
+
+golden: $(VENV)/.installed $(VENV)/.test ## write the golden file of bit patterns anew (only when the law itself changes)
+	$(PY) tests/golden/make_bits.py
+
+clean: ## remove everything that was built, .venv too
+	rm -rf $(VENV) target dist docs/_build docs/generated .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f python/headwise/*.so
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the parts of lint and test --------------------------------------------------------------------------------------
+
+.PHONY: rust lint-rust lint-python test-rust test-python test-isas
+
+rust:
+	@command -v cargo >/dev/null || { echo "headwise is built with Rust, and there is no cargo here: see https://rustup.rs" >&2; exit 1; }
+
+lint-rust: rust $(VENV)/.build
+	time cargo fmt --check
+	time $(PY) tests/check_layers.py
+	time $(CARGO) clippy --locked --all-targets --quiet -- -D warnings
+	time $(CARGO) clippy --locked --features python --quiet -- -D warnings
+
+test-rust: lint-rust
+	time $(CARGO) test --locked --quiet
+
+lint-python: $(VENV)/.installed $(VENV)/.test
+	time $(PY) -m ruff check --quiet .
+	time $(PY) -m ruff format --check --quiet .
+	time $(PY) -m mypy
+	time $(PY) -m mypy.stubtest headwise._core --mypy-config-file pyproject.toml
+	time $(PY) tests/check_docstrings.py
+
+# The instruction sets that are not the machine's best come first, so that the last lines are the summary of the whole.
+test-python: test-isas
+	time $(PY) -m pytest
+
+test-isas: $(VENV)/.installed $(VENV)/.test
+	@for isa in scalar avx2 avx512 neon; do \
+	  if [ "$$isa" = "$$($(PY) -c 'import headwise; print(headwise.isa())')" ]; then continue; fi; \
+	  if ! HEADWISE_ISA=$$isa $(PY) -c 'import headwise' 2>/dev/null; then continue; fi; \
+	  echo "HEADWISE_ISA=$$isa pytest -m 'not once'"; \
+	  time HEADWISE_ISA=$$isa $(PY) -m pytest -q -m 'not once' -n 2; \
+	done
+
+# ---- the environment -------------------------------------------------------------------------------------------------
+
+$(VENV)/pyvenv.cfg:
+	@for python in $(PYTHONS); do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    "$$python" -m venv $(VENV) && exit 0; \
+	    echo "$$python could not make a virtual environment (on Debian: apt install python3-venv)" >&2; exit 1; \
+	  fi; \
+	done; \
+	echo "headwise needs Python 3.11 or later, tried: $(PYTHONS)" >&2; exit 1
+
+$(VENV)/.build: requirements/build.txt $(VENV)/pyvenv.cfg
+	time $(PY) -m pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.test: requirements/test.txt $(VENV)/.build
+	time $(PY) -m pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.docs: requirements/docs.txt $(VENV)/.test
+	time $(PY) -m pip install --quiet -r $<
+	@touch $@
+
+$(VENV)/.installed: $(SOURCES) $(VENV)/.build | rust
+	time $(MAKE) wheel
+	@rm -f python/headwise/*.so
+	$(PY) -m pip install --quiet --no-deps --force-reinstall dist/headwise-*.whl
+	@touch $@
