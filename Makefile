@@ -29,7 +29,7 @@ demo: $(VENV)/.installed ## fetch MiniLM, compare sentences, show which word eac
 	$(PY) examples/demo.py
 
 test: rust ## everything that CI checks: lints, types, docstrings, the crate's tests, pytest on each instruction set
-	@$(MAKE) -j2 --output-sync=target test-rust $(VENV)/.installed $(VENV)/.test
+	@$(MAKE) -j2 test-rust $(VENV)/.installed $(VENV)/.test
 	@$(MAKE) lint-python
 	@$(MAKE) test-python
 
@@ -56,7 +56,7 @@ wheel: $(VENV)/.build rust ## build the release wheel into dist/
 	$(VENV)/bin/maturin build --release --locked --quiet --interpreter $(PY) --out dist
 	@ls -l dist/headwise-*.whl
 
-golden: $(VENV)/.installed $(VENV)/.test ## write the golden file of bit patterns anew (only when the law itself changes)
+golden: minilm $(VENV)/.test ## write the golden file of bit patterns anew (only when the law itself changes)
 	$(PY) tests/golden/make_bits.py
 
 clean: ## remove everything that was built, .venv too
@@ -66,10 +66,13 @@ clean: ## remove everything that was built, .venv too
 
 # ---- the parts of lint and test --------------------------------------------------------------------------------------
 
-.PHONY: rust lint-rust lint-python test-rust test-python test-isas
+.PHONY: rust minilm lint-rust lint-python test-rust test-python test-isas
 
 rust:
 	@command -v cargo >/dev/null || { echo "headwise is built with Rust, and there is no cargo here: see https://rustup.rs" >&2; exit 1; }
+
+minilm: $(VENV)/.installed
+	$(VENV)/bin/headwise fetch minilm
 
 lint-rust: rust $(VENV)/.build
 	time cargo fmt --check
@@ -91,7 +94,7 @@ lint-python: $(VENV)/.installed $(VENV)/.test
 test-python: test-isas
 	time $(PY) -m pytest
 
-test-isas: $(VENV)/.installed $(VENV)/.test
+test-isas: minilm $(VENV)/.test
 	@for isa in scalar avx2 avx512 neon; do \
 	  if [ "$$isa" = "$$($(PY) -c 'import headwise; print(headwise.isa())')" ]; then continue; fi; \
 	  if ! HEADWISE_ISA=$$isa $(PY) -c 'import headwise' 2>/dev/null; then continue; fi; \
