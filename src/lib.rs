@@ -21,6 +21,7 @@ pub mod error;
 pub mod kernels;
 #[cfg(feature = "python")]
 mod python;
+pub mod models;
 pub mod simd;
 pub mod threads;
 

@@ -1,0 +1,323 @@
+//! A BERT checkpoint's tensors under the names that the layers know, and the embedding tables.
+//!
+//! ```text
+//! e[t] = word[id_t] + token_type[type_t] + position[p_t]       (T, D), then layer norm over D
+//! ```
+//!
+//! Hugging Face keeps query, key and value apart; torch's `nn.TransformerEncoder`, whose names the layers speak, stacks
+//! them as rows of one matrix:
+//!
+//! ```text
+//! encoder.layer.N.attention.self.{query, key, value}.weight   3 x (D, D)   layers.N.self_attn.in_proj_weight  (3D, D)
+//! encoder.layer.N.attention.self.{query, key, value}.bias     3 x (D)      layers.N.self_attn.in_proj_bias    (3D)
+//! encoder.layer.N.attention.output.dense.*                                 layers.N.self_attn.out_proj.*
+//! encoder.layer.N.attention.output.LayerNorm.*                             layers.N.norm1.*
+//! encoder.layer.N.intermediate.dense.*                        (F, D)       layers.N.linear1.*
+//! encoder.layer.N.output.dense.*                              (D, F)       layers.N.linear2.*
+//! encoder.layer.N.output.LayerNorm.*                                       layers.N.norm2.*
+//! ```
+//!
+//! Tensors of the pooler, of heads and buffers such as `embeddings.position_ids` are not asked for.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Error, Result};
+use crate::models::config::BertConfig;
+use crate::models::safetensors::{Tensor, TensorFile};
+use crate::models::tokenizer::TokenIds;
+use crate::simd::Float;
+
+/// A BERT checkpoint's tensors, whatever prefix the file gives them.
+#[derive(Debug, Clone, Copy)]
+pub struct BertTensors<'a> {
+    file: &'a TensorFile,
+    config: &'a BertConfig,
+    /// `bert.` where the file holds a model with a head on top, else empty.
+    prefix: &'static str,
+}
+
+impl<'a> BertTensors<'a> {
+    /// Finds the prefix of the names.
+    pub fn new(file: &'a TensorFile, config: &'a BertConfig) -> Self {
+        let prefix = if file.contains("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
+        Self { file, config, prefix }
+    }
+
+    /// The encoder's parameters in torch's names, as `state_dict` would give them.
+    ///
+    /// # Errors
+    /// `ModelFormat` where a tensor is absent or has another shape than the config says.
+    pub fn encoder_state<T: Float>(&self) -> Result<BTreeMap<String, Tensor<T>>> {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let mut state = BTreeMap::new();
+        for n in 0..self.config.num_hidden_layers {
+            let from = format!("encoder.layer.{n}");
+            let to = format!("layers.{n}");
+            let qkv = ["query", "key", "value"].map(|part| format!("{from}.attention.self.{part}"));
+            state.insert(format!("{to}.self_attn.in_proj_weight"), self.stacked(&qkv, "weight", &[d, d])?);
+            state.insert(format!("{to}.self_attn.in_proj_bias"), self.stacked(&qkv, "bias", &[d])?);
+            for (theirs, ours, shape) in [
+                ("attention.output.dense", "self_attn.out_proj", [d, d]),
+                ("intermediate.dense", "linear1", [f, d]),
+                ("output.dense", "linear2", [d, f]),
+            ] {
+                let weight = self.stacked(&[format!("{from}.{theirs}")], "weight", &shape)?;
+                let bias = self.stacked(&[format!("{from}.{theirs}")], "bias", &shape[..1])?;
+                state.insert(format!("{to}.{ours}.weight"), weight);
+                state.insert(format!("{to}.{ours}.bias"), bias);
+            }
+            for (theirs, ours) in [("attention.output.LayerNorm", "norm1"), ("output.LayerNorm", "norm2")] {
+                let (weight, bias) = self.norm(&format!("{from}.{theirs}"))?;
+                state.insert(format!("{to}.{ours}.weight"), (vec![d], weight));
+                state.insert(format!("{to}.{ours}.bias"), (vec![d], bias));
+            }
+        }
+        Ok(state)
+    }
+
+    /// The embedding tables and their norm.
+    ///
+    /// # Errors
+    /// As [`BertTensors::encoder_state`].
+    pub fn embeddings<T: Float>(&self) -> Result<Embeddings<T>> {
+        let (c, d) = (self.config, self.config.hidden_size);
+        let table = |part: &str, rows| self.read(&format!("embeddings.{part}_embeddings.weight"), &[rows, d]);
+        let (norm_weight, norm_bias) = self.norm("embeddings.LayerNorm")?;
+        Ok(Embeddings {
+            word: table("word", c.vocab_size)?,
+            position: table("position", c.max_position_embeddings)?,
+            token_type: table("token_type", c.type_vocab_size)?,
+            norm_weight,
+            norm_bias,
+            eps: c.layer_norm_eps,
+            d,
+        })
+    }
+
+    fn read<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
+        self.file.read(&format!("{}{name}", self.prefix), shape)
+    }
+
+    /// Tensors `{name}.{kind}` of one shape, stacked along their first axis.
+    fn stacked<T: Float>(&self, names: &[String], kind: &str, shape: &[usize]) -> Result<Tensor<T>> {
+        let mut data = Vec::new();
+        for name in names {
+            self.file.append(&format!("{}{name}.{kind}", self.prefix), shape, &mut data)?;
+        }
+        let mut stacked = shape.to_vec();
+        stacked[0] *= names.len();
+        Ok((stacked, data))
+    }
+
+    /// Weight and bias of a norm; checkpoints converted from TensorFlow call them gamma and beta.
+    fn norm<T: Float>(&self, name: &str) -> Result<(Vec<T>, Vec<T>)> {
+        let old = self.file.contains(&format!("{}{name}.gamma", self.prefix));
+        let [weight, bias] = if old { ["gamma", "beta"] } else { ["weight", "bias"] };
+        let shape = [self.config.hidden_size];
+        Ok((self.read(&format!("{name}.{weight}"), &shape)?, self.read(&format!("{name}.{bias}"), &shape)?))
+    }
+}
+
+/// The tables that turn ids into rows, and the parameters of the norm that follows.
+#[derive(Debug, Clone)]
+pub struct Embeddings<T> {
+    /// (vocabulary, D).
+    pub word: Vec<T>,
+    /// (longest sequence, D).
+    pub position: Vec<T>,
+    /// (types, D).
+    pub token_type: Vec<T>,
+    /// (D).
+    pub norm_weight: Vec<T>,
+    /// (D).
+    pub norm_bias: Vec<T>,
+    /// The norm's epsilon.
+    pub eps: f64,
+    /// D.
+    pub d: usize,
+}
+
+impl<T: Float> Embeddings<T> {
+    /// Rows of the position table: the longest sequence.
+    pub fn max_positions(&self) -> usize {
+        self.position.len() / self.d
+    }
+
+    /// Writes word + token type + position of each token to out (T, D); the norm is the caller's.
+    ///
+    /// # Errors
+    /// `Value` where an id, a type or a position is outside its table.
+    ///
+    /// # Panics
+    /// If the lengths of `tokens`, `positions` and `out` do not fit.
+    pub fn sum_rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
+        let d = self.d;
+        assert_eq!(tokens.type_ids.len(), tokens.ids.len(), "one type for each id");
+        assert_eq!(positions.len(), tokens.ids.len(), "one position for each id");
+        assert_eq!(out.len(), tokens.ids.len() * d, "out is (T, D)");
+        for (t, row) in out.chunks_exact_mut(d).enumerate() {
+            let word = lookup(&self.word, d, tokens.ids[t], "input_ids")?;
+            let kind = lookup(&self.token_type, d, tokens.type_ids[t], "token_type_ids")?;
+            let position = lookup(&self.position, d, positions[t], "positions")?;
+            for (i, v) in row.iter_mut().enumerate() {
+                *v = word[i] + kind[i] + position[i];
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Row `index` of a table (rows, D).
+fn lookup<'a, T>(table: &'a [T], d: usize, index: u32, argument: &str) -> Result<&'a [T]> {
+    let start = index as usize * d;
+    table.get(start..start + d).ok_or_else(|| {
+        Error::Value(format!("{argument}: expected numbers below {}, got {index}", table.len() / d))
+    })
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::models::folder::Folder;
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    use serde_json::{Value, json};
+    use std::path::Path;
+
+    /// The config of a BERT small enough to write into a test's folder; the vocabulary is the small tokenizer's.
+    pub(crate) fn small_config() -> Value {
+        json!({"model_type": "bert", "hidden_size": 4, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "intermediate_size": 6, "vocab_size": 11, "max_position_embeddings": 8, "type_vocab_size": 2})
+    }
+
+    /// Names and shapes of that model's tensors.
+    fn small_shapes() -> Vec<(String, Vec<usize>)> {
+        let (d, f) = (4, 6);
+        let mut shapes = vec![
+            ("embeddings.word_embeddings.weight".to_string(), vec![11, d]),
+            ("embeddings.position_embeddings.weight".to_string(), vec![8, d]),
+            ("embeddings.token_type_embeddings.weight".to_string(), vec![2, d]),
+            ("embeddings.LayerNorm.weight".to_string(), vec![d]),
+            ("embeddings.LayerNorm.bias".to_string(), vec![d]),
+        ];
+        for n in 0..2 {
+            for (part, shape) in [
+                ("attention.self.query", vec![d, d]),
+                ("attention.self.key", vec![d, d]),
+                ("attention.self.value", vec![d, d]),
+                ("attention.output.dense", vec![d, d]),
+                ("attention.output.LayerNorm", vec![d]),
+                ("intermediate.dense", vec![f, d]),
+                ("output.dense", vec![d, f]),
+                ("output.LayerNorm", vec![d]),
+            ] {
+                shapes.push((format!("encoder.layer.{n}.{part}.weight"), shape.clone()));
+                shapes.push((format!("encoder.layer.{n}.{part}.bias"), shape[..1].to_vec()));
+            }
+        }
+        shapes
+    }
+
+    /// Writes the small model's tensors; number i of tensor k is (k + i / 100) / 64. `rename` may change names.
+    pub(crate) fn write_small_weights(dir: &Path, rename: impl Fn(&str) -> String) {
+        let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = small_shapes()
+            .into_iter()
+            .enumerate()
+            .map(|(k, (name, shape))| {
+                let count: usize = shape.iter().product();
+                let data =
+                    (0..count).flat_map(|i| ((k as f32 + i as f32 / 100.0) / 64.0).to_le_bytes()).collect();
+                (rename(&name), shape, data)
+            })
+            .chain([("embeddings.position_ids".to_string(), vec![1, 8], vec![0; 32])])
+            .collect();
+        let views = tensors.iter().map(|(name, shape, data)| {
+            (name.as_str(), TensorView::new(Dtype::F32, shape.clone(), data).unwrap())
+        });
+        safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
+    }
+
+    fn open(dir: &Path) -> (TensorFile, BertConfig) {
+        let folder = Folder::open(dir).unwrap();
+        (
+            TensorFile::open(&folder, "model.safetensors").unwrap(),
+            BertConfig::from_json(&small_config(), "config.json").unwrap(),
+        )
+    }
+
+    #[test]
+    fn names_of_torch_with_and_without_prefix() {
+        let plain = tempfile::tempdir().unwrap();
+        write_small_weights(plain.path(), str::to_string);
+        let (file, config) = open(plain.path());
+        let want = BertTensors::new(&file, &config).encoder_state::<f32>().unwrap();
+        assert_eq!(want.len(), 2 * 12);
+        assert_eq!(want["layers.1.self_attn.in_proj_weight"].0, [12, 4]);
+        assert_eq!(want["layers.1.self_attn.in_proj_bias"].0, [12]);
+        assert_eq!(want["layers.0.linear1.weight"].0, [6, 4]);
+        let stack = &want["layers.0.self_attn.in_proj_weight"].1;
+        let [query, key, value] = ["query", "key", "value"].map(|p| {
+            file.read::<f32>(&format!("encoder.layer.0.attention.self.{p}.weight"), &[4, 4]).unwrap()
+        });
+        assert_eq!([&stack[..16], &stack[16..32], &stack[32..]], [&query[..], &key[..], &value[..]]);
+        let norm1: Vec<f32> = file.read("encoder.layer.1.attention.output.LayerNorm.weight", &[4]).unwrap();
+        assert_eq!(want["layers.1.norm1.weight"], (vec![4], norm1));
+
+        let other = tempfile::tempdir().unwrap();
+        write_small_weights(other.path(), |name| {
+            let name = if name.contains("LayerNorm") {
+                name.replace("weight", "gamma").replace("bias", "beta")
+            } else {
+                name.to_string()
+            };
+            format!("bert.{name}")
+        });
+        let (file, config) = open(other.path());
+        assert_eq!(BertTensors::new(&file, &config).encoder_state::<f32>().unwrap(), want);
+    }
+
+    #[test]
+    fn sums_of_rows_and_indices_outside() {
+        let dir = tempfile::tempdir().unwrap();
+        write_small_weights(dir.path(), str::to_string);
+        let (file, config) = open(dir.path());
+        let tables = BertTensors::new(&file, &config).embeddings::<f64>().unwrap();
+        assert_eq!(tables.max_positions(), 8);
+        let mut out = vec![0.0; 8];
+        let tokens = TokenIds { ids: vec![10, 0], type_ids: vec![1, 0] };
+        tables.sum_rows(&tokens, &[7, 3], &mut out).unwrap();
+        for i in 0..4 {
+            assert!(
+                (out[i] - (tables.word[40 + i] + tables.token_type[4 + i] + tables.position[28 + i])).abs()
+                    < 1e-15
+            );
+            assert!(
+                (out[4 + i] - (tables.word[i] + tables.token_type[i] + tables.position[12 + i])).abs()
+                    < 1e-15
+            );
+        }
+        for (id, kind, position, name) in [
+            (11, 0, 0, "input_ids"),
+            (0, 2, 0, "token_type_ids"),
+            (0, 0, 8, "positions"),
+            (u32::MAX, 0, 0, "input_ids"),
+        ] {
+            let tokens = TokenIds { ids: vec![id], type_ids: vec![kind] };
+            let got = tables.sum_rows(&tokens, &[position], &mut out[..4]);
+            assert!(matches!(got, Err(Error::Value(text)) if text.starts_with(name)), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_config_that_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        write_small_weights(dir.path(), str::to_string);
+        let (file, mut config) = open(dir.path());
+        config.intermediate_size = 7;
+        let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).encoder_state::<f32>() else {
+            panic!()
+        };
+        assert!(text.contains("encoder.layer.0.intermediate.dense.weight"), "{text}");
+        assert!(text.contains("[7, 4]") && text.contains("[6, 4]"), "{text}");
+    }
+}

@@ -1,0 +1,22 @@
+//! Checkpoints and the models that they hold: a folder as the Hugging Face hub lays it out becomes a text encoder.
+//!
+//! ```text
+//! folder       the only door to the disk: names stay inside the folder
+//! config       config.json of a BERT family model, checked
+//! safetensors  tensors by name, read and widened
+//! tokenizer    text to token ids
+//! pooling      token rows to one row for each text
+//! bert         Hugging Face's tensor names to torch's, and the embedding tables
+//! checkpoint   all of the above for one folder
+//! ```
+//!
+//! Files come from strangers: whatever they hold, the answer is a model or an [`Error`](crate::Error) that names
+//! the file and what is wrong with it.
+
+pub mod bert;
+pub mod checkpoint;
+pub mod config;
+pub mod folder;
+pub mod pooling;
+pub mod safetensors;
+pub mod tokenizer;

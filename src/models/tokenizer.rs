@@ -1,0 +1,302 @@
+//! Text to token ids, by the `tokenizers` crate, with fences around it.
+//!
+//! The file decides how text is cut, the model decides how long it may be: padding that `tokenizer.json` carries is
+//! dropped (rows are packed, never padded) and its truncation replaced, as sentence-transformers does. The crate panics
+//! on some crafted files and texts; every call into it is fenced, and what comes back is checked (ids within the
+//! vocabulary, one type, word and offset for each id), since the model indexes tables with it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use tokenizers::normalizers::{Lowercase, Sequence};
+use tokenizers::{
+    EncodeInput, NormalizerWrapper, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy,
+};
+
+use crate::error::{Error, Result};
+
+/// What the model needs of one text: token ids and their types.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TokenIds {
+    /// Rows of the word table.
+    pub ids: Vec<u32>,
+    /// Rows of the token type table: 0 for a text, 1 for the second of a pair.
+    pub type_ids: Vec<u32>,
+}
+
+/// Everything that is known of the tokens of one text or pair.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tokens {
+    /// Ids and types.
+    pub ids: TokenIds,
+    /// The vocabulary's spelling of each token.
+    pub tokens: Vec<String>,
+    /// The word that each token belongs to, counted within its text; none for special tokens.
+    pub words: Vec<Option<u32>>,
+    /// Which of the two texts each token comes from; none for special tokens.
+    pub texts: Vec<Option<usize>>,
+    /// Where each token lies in its text, in characters, end excluded; (0, 0) for special tokens.
+    pub offsets: Vec<(usize, usize)>,
+}
+
+/// How texts are cut and shortened.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenizerOptions {
+    /// Tokens that a text may have, special ones included.
+    pub max_length: usize,
+    /// Rows of the word table; ids from there on are refused.
+    pub vocab_size: usize,
+    /// Cut the front of a long text rather than its end.
+    pub truncate_left: bool,
+    /// Lower-case every text first, whatever the file says.
+    pub lower_case: bool,
+}
+
+/// A tokenizer that gives no more than `max_length` tokens.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    options: TokenizerOptions,
+    /// Special tokens around one text and around a pair.
+    special: [usize; 2],
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Tokenizer {
+    /// Reads the bytes of a `tokenizer.json`; `label` is what errors call it.
+    ///
+    /// # Errors
+    /// `Tokenizer` where the file is damaged, `Value` where `max_length` leaves no room for the special tokens.
+    pub fn from_bytes(bytes: &[u8], label: &str, options: TokenizerOptions) -> Result<Self> {
+        let mut inner = fence(label, || tokenizers::Tokenizer::from_bytes(bytes))?;
+        inner.with_padding(None);
+        if options.lower_case {
+            lower_case_first(&mut inner, label)?;
+        }
+        let special = fence(label, || {
+            let added = |pair| inner.get_post_processor().map_or(0, |p| p.added_tokens(pair));
+            Ok([added(false), added(true)])
+        })?;
+        let mut tokenizer = Self { inner, options, special };
+        tokenizer.set_max_length(options.max_length)?;
+        Ok(tokenizer)
+    }
+
+    /// Tokens that a text may have, special ones included.
+    pub fn max_length(&self) -> usize {
+        self.options.max_length
+    }
+
+    /// Changes how many tokens a text may have.
+    ///
+    /// # Errors
+    /// `Value` where the special tokens alone are more than that.
+    pub fn set_max_length(&mut self, max_length: usize) -> Result<()> {
+        // The crate subtracts without a check.
+        if max_length < self.special[0].max(1) {
+            return Err(Error::Value(format!(
+                "max_length: expected at least {} (the special tokens), got {max_length}",
+                self.special[0].max(1)
+            )));
+        }
+        self.options.max_length = max_length;
+        let direction =
+            if self.options.truncate_left { TruncationDirection::Left } else { TruncationDirection::Right };
+        let truncation =
+            TruncationParams { direction, max_length, strategy: TruncationStrategy::LongestFirst, stride: 0 };
+        fence("truncation", || self.inner.with_truncation(Some(truncation)).map(|_| ()))
+    }
+
+    /// Ids and types of one text: the quick way, which spells no tokens.
+    ///
+    /// # Errors
+    /// `Tokenizer` where the text cannot be tokenized or the result does not fit the model.
+    pub fn ids(&self, text: &str) -> Result<TokenIds> {
+        let encoding = fence("text", || self.inner.encode_fast(text, true))?;
+        self.check(encoding.get_ids(), encoding.get_type_ids())
+    }
+
+    /// Everything about the tokens of one text, or of a pair of texts.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::ids`]; `Value` where `max_length` leaves no room for a pair's special tokens.
+    pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Tokens> {
+        let input: EncodeInput = match pair {
+            None => text.into(),
+            Some(_) if self.options.max_length < self.special[1] => {
+                return Err(Error::Value(format!(
+                    "text_pair: a pair has {} special tokens, max_length is {}",
+                    self.special[1], self.options.max_length
+                )));
+            }
+            Some(pair) => (text, pair).into(),
+        };
+        let (encoding, texts) = fence("text", || {
+            let encoding = self.inner.encode_char_offsets(input, true)?;
+            let texts = encoding.get_sequence_ids();
+            Ok((encoding, texts))
+        })?;
+        let tokens = Tokens {
+            ids: self.check(encoding.get_ids(), encoding.get_type_ids())?,
+            tokens: encoding.get_tokens().to_vec(),
+            words: encoding.get_word_ids().to_vec(),
+            texts,
+            offsets: encoding.get_offsets().to_vec(),
+        };
+        let n = tokens.ids.ids.len();
+        let lengths = [tokens.tokens.len(), tokens.words.len(), tokens.texts.len(), tokens.offsets.len()];
+        if lengths != [n; 4] {
+            return Err(Error::Tokenizer(format!(
+                "the tokenizer gave {n} ids with {lengths:?} descriptions"
+            )));
+        }
+        Ok(tokens)
+    }
+
+    fn check(&self, ids: &[u32], type_ids: &[u32]) -> Result<TokenIds> {
+        if ids.len() != type_ids.len() || ids.len() > self.options.max_length {
+            return Err(Error::Tokenizer(format!(
+                "the tokenizer gave {} ids and {} types; at most {} were asked for",
+                ids.len(),
+                type_ids.len(),
+                self.options.max_length
+            )));
+        }
+        match ids.iter().find(|&&id| id as usize >= self.options.vocab_size) {
+            None => Ok(TokenIds { ids: ids.to_vec(), type_ids: type_ids.to_vec() }),
+            Some(id) => Err(Error::Tokenizer(format!(
+                "the tokenizer gave id {id}, the model's vocabulary has {} tokens: tokenizer.json belongs to another model",
+                self.options.vocab_size
+            ))),
+        }
+    }
+}
+
+/// Puts lower-casing before the file's own normalizer.
+fn lower_case_first(inner: &mut tokenizers::Tokenizer, label: &str) -> Result<()> {
+    let mut steps = vec![NormalizerWrapper::Lowercase(Lowercase)];
+    steps.extend(inner.get_normalizer().cloned());
+    let sequence = NormalizerWrapper::Sequence(Sequence::new(steps));
+    fence(label, || inner.with_normalizer(Some(sequence)).map(|_| ()))
+}
+
+/// Runs a call of the crate; an error or a panic becomes `Error::Tokenizer`.
+fn fence<R>(label: &str, call: impl FnOnce() -> tokenizers::Result<R>) -> Result<R> {
+    // A panic may leave the crate's values half changed, but each caller drops or rebuilds them.
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(Error::Tokenizer(format!("{label}: {e}"))),
+        Err(panic) => {
+            let what = panic
+                .downcast_ref::<&str>()
+                .map(ToString::to_string)
+                .or_else(|| panic.downcast_ref::<String>().cloned())
+                .unwrap_or_default();
+            Err(Error::Tokenizer(format!("{label}: the tokenizer failed: {what}")))
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    /// A tokenizer in BERT's manner, with fixed padding and a short truncation as many files on the hub have.
+    pub(crate) fn small_file() -> Value {
+        let words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "dog", "##s", "ate", "it", "play", "##ing"];
+        let vocab: serde_json::Map<String, Value> =
+            words.iter().enumerate().map(|(i, w)| ((*w).to_string(), json!(i))).collect();
+        json!({
+            "version": "1.0",
+            "truncation": {"max_length": 3, "strategy": "LongestFirst", "stride": 0},
+            "padding": {"strategy": {"Fixed": 12}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0,
+                        "pad_type_id": 0, "pad_token": "[PAD]"},
+            "added_tokens": [],
+            "normalizer": {"type": "BertNormalizer", "clean_text": true, "handle_chinese_chars": true,
+                           "strip_accents": null, "lowercase": true},
+            "pre_tokenizer": {"type": "BertPreTokenizer"},
+            "post_processor": {"type": "TemplateProcessing",
+                "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                           {"SpecialToken": {"id": "[SEP]", "type_id": 0}}],
+                "pair": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+                         {"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+                         {"SpecialToken": {"id": "[SEP]", "type_id": 1}}],
+                "special_tokens": {"[CLS]": {"id": "[CLS]", "ids": [2], "tokens": ["[CLS]"]},
+                                   "[SEP]": {"id": "[SEP]", "ids": [3], "tokens": ["[SEP]"]}}},
+            "decoder": null,
+            "model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                      "max_input_chars_per_word": 100, "vocab": vocab}
+        })
+    }
+
+    fn options() -> TokenizerOptions {
+        TokenizerOptions { max_length: 8, vocab_size: 11, truncate_left: false, lower_case: false }
+    }
+
+    fn open(file: &Value, options: TokenizerOptions) -> Result<Tokenizer> {
+        Tokenizer::from_bytes(file.to_string().as_bytes(), "tokenizer.json", options)
+    }
+
+    #[test]
+    fn no_padding_and_the_models_own_length() {
+        let mut tokenizer = open(&small_file(), options()).unwrap();
+        assert_eq!(tokenizer.ids("A dog").unwrap().ids, [2, 4, 5, 3]);
+        assert_eq!(tokenizer.ids("").unwrap().ids, [2, 3]);
+        assert_eq!(tokenizer.ids(&"a ".repeat(50)).unwrap().ids, [2, 4, 4, 4, 4, 4, 4, 3]);
+        tokenizer.set_max_length(3).unwrap();
+        assert_eq!(tokenizer.ids("dogs ate it").unwrap().ids, [2, 5, 3]);
+        assert!(matches!(tokenizer.set_max_length(1), Err(Error::Value(_))));
+        assert_eq!(tokenizer.max_length(), 3);
+    }
+
+    #[test]
+    fn words_texts_and_offsets_of_a_pair() {
+        let tokenizer = open(&small_file(), options()).unwrap();
+        let got = tokenizer.encode("Dogs", Some("é ate")).unwrap();
+        assert_eq!(got.ids.ids, [2, 5, 6, 3, 1, 7, 3]);
+        assert_eq!(got.ids.type_ids, [0, 0, 0, 0, 1, 1, 1]);
+        assert_eq!(got.tokens[1..3], ["dog", "##s"]);
+        assert_eq!(got.words, [None, Some(0), Some(0), None, Some(0), Some(1), None]);
+        assert_eq!(got.texts, [None, Some(0), Some(0), None, Some(1), Some(1), None]);
+        assert_eq!(got.offsets[4..6], [(0, 1), (2, 5)]);
+        let short = TokenizerOptions { max_length: 2, ..options() };
+        assert!(matches!(open(&small_file(), short).unwrap().encode("a", Some("a")), Err(Error::Value(_))));
+    }
+
+    #[test]
+    fn lower_case_and_left_truncation() {
+        let mut file = small_file();
+        file["normalizer"] = Value::Null;
+        assert_eq!(open(&file, options()).unwrap().ids("DOG").unwrap().ids, [2, 1, 3]);
+        let lower = TokenizerOptions { lower_case: true, ..options() };
+        assert_eq!(open(&file, lower).unwrap().ids("DOG").unwrap().ids, [2, 5, 3]);
+        let left = TokenizerOptions { max_length: 3, truncate_left: true, ..options() };
+        assert_eq!(open(&file, left).unwrap().ids("dog ate it").unwrap().ids, [2, 8, 3]);
+    }
+
+    #[test]
+    fn foreign_vocabularies_and_broken_files() {
+        let small = TokenizerOptions { vocab_size: 5, ..options() };
+        assert!(matches!(open(&small_file(), small).unwrap().ids("a dog"), Err(Error::Tokenizer(_))));
+        for bytes in [&b""[..], b"{", b"[]", b"{\"version\": \"1.0\"}", &[0xff; 40]] {
+            assert!(matches!(
+                Tokenizer::from_bytes(bytes, "tokenizer.json", options()),
+                Err(Error::Tokenizer(_))
+            ));
+        }
+        let mut file = small_file();
+        file["model"]["type"] = json!("Mystery");
+        assert!(matches!(open(&file, options()), Err(Error::Tokenizer(_))));
+    }
+
+    #[test]
+    fn a_panic_becomes_an_error() {
+        let got: Result<()> = fence("text", || panic!("crafted"));
+        assert!(matches!(got, Err(Error::Tokenizer(text)) if text.contains("crafted")));
+    }
+}
