@@ -1,7 +1,7 @@
 """The naive float64 twin of the functions of headwise, in plain NumPy.
 
-Everything here is written for reading, not for speed: the L x S matrix is built, masks are boolean arrays, and
-each step is one line of the definition
+Everything here is written for reading, not for speed: the L x S matrix is built, masks are boolean arrays,
+and each step is one line of the definition
 
     scores = scale * q @ k.T          (L, S), per batch and head
     capped = softcap * tanh(scores / softcap)
@@ -9,8 +9,8 @@ each step is one line of the definition
     weights = exp(masked - max) / sum(exp(masked - max)), 0 where nothing is allowed
     out = weights @ v                 (L, Ev), blocked values left out by selection, never by 0 * v
 
-Letters: B batch axes, H query heads, Hk key and value heads, L query length, S key length, E and Ev head widths.
-The layers are in `reference_layers.py`.
+Letters: B batch axes, H query heads, Hk key and value heads, L query length, S key length, E and Ev head
+widths. The layers are in `reference_layers.py`.
 """
 
 import math
@@ -25,7 +25,7 @@ def as_f64(x):
     return np.asarray(x).astype(np.float64)
 
 
-# --- masks -------------------------------------------------------------------------------------------------------
+# --- masks --------------------------------------------------------------------------------------------------
 
 
 def _column(values, batch):
@@ -46,8 +46,18 @@ def split_mask(attn_mask):
     return allowed, np.where(allowed, bias, 0.0)
 
 
-def allowed_reference(batch, length, keys, *, attn_mask=None, key_mask=None, key_lengths=None, is_causal=False,
-                      causal_offset=0, window=None):
+def allowed_reference(
+    batch,
+    length,
+    keys,
+    *,
+    attn_mask=None,
+    key_mask=None,
+    key_lengths=None,
+    is_causal=False,
+    causal_offset=0,
+    window=None,
+):
     """Return the boolean array (*B, 1 or H, L, S) that all constraints together mean: they are ANDed."""
     rows = np.arange(length)[:, None]
     cols = np.arange(keys)[None, :]
@@ -87,7 +97,7 @@ def allowed_mask_reference(L, S, **masks):
     return allowed_reference(batch, L, S, **masks)
 
 
-# --- attention ---------------------------------------------------------------------------------------------------
+# --- attention ----------------------------------------------------------------------------------------------
 
 
 def _weighted_sum(weights, allowed, value):
@@ -101,9 +111,24 @@ def _weighted_sum(weights, allowed, value):
     return out
 
 
-def attention_reference(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, *, scale=None,
-                        enable_gqa=None, key_mask=None, key_lengths=None, causal_offset=0, window=None, softcap=None,
-                        return_weights=False, return_lse=False):
+def attention_reference(
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    *,
+    scale=None,
+    enable_gqa=None,
+    key_mask=None,
+    key_lengths=None,
+    causal_offset=0,
+    window=None,
+    softcap=None,
+    return_weights=False,
+    return_lse=False,
+):
     """Return scaled dot-product attention in float64; the arguments are those of the public function.
 
     `scale=None` is 1 / sqrt(E). Results are `out`, `(out, weights)`, `(out, lse)` or `(out, weights, lse)`.
@@ -122,8 +147,17 @@ def attention_reference(query, key, value, attn_mask=None, dropout_p=0.0, is_cau
     q, k, v = (np.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (q, k, v))
     scale = 1.0 / math.sqrt(width) if scale is None else scale
 
-    allowed = allowed_reference(batch, length, keys, attn_mask=attn_mask, key_mask=key_mask, key_lengths=key_lengths,
-                                is_causal=is_causal, causal_offset=causal_offset, window=window)
+    allowed = allowed_reference(
+        batch,
+        length,
+        keys,
+        attn_mask=attn_mask,
+        key_mask=key_mask,
+        key_lengths=key_lengths,
+        is_causal=is_causal,
+        causal_offset=causal_offset,
+        window=window,
+    )
     allowed = np.broadcast_to(allowed, (*batch, heads, length, keys))
     with np.errstate(all="ignore"):  # NaN, inf and -inf are part of the definition here
         raw = scale * (q @ np.swapaxes(k, -1, -2))
@@ -144,7 +178,7 @@ def attention_reference(query, key, value, attn_mask=None, dropout_p=0.0, is_cau
     return answer if len(answer) > 1 else out
 
 
-# --- small functions ---------------------------------------------------------------------------------------------
+# --- small functions ----------------------------------------------------------------------------------------
 
 
 def softmax_reference(x, axis=-1):

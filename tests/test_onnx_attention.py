@@ -1,15 +1,18 @@
 """The ONNX Attention operator's own backend cases (package `onnx` 1.23), computed by headwise.
 
 `onnx_attention` maps the operator to `scaled_dot_product_attention`. What it does itself is only shape and
-naming: split heads of 3-D inputs, append to the past, pad a short mask, name the offset and the lengths. All arithmetic is
-the function's. The cases run twice: with the naive reference (so that the mapping itself is checked) and with headwise.
+naming: split heads of 3-D inputs, append to the past, pad a short mask, name the offset and the lengths. All
+arithmetic is the function's. The cases run twice: with the naive reference (so that the mapping itself is
+checked) and with headwise.
 
 What the operator means and how it is said here:
-- causal: key j allowed when j <= i + offset; offset is the past's length, or nonpad_kv_seqlen - L ("bottom_right"), else 0;
+- causal: key j allowed when j <= i + offset; offset is the past's length, or nonpad_kv_seqlen - L
+  ("bottom_right"), else 0;
 - windows of -1 are open (None), and the same offset holds for them;
 - a mask shorter than the keys blocks the rest;
 - qk_matmul_output_mode 0, 1, 2, 3 = "raw", "capped", "masked", weights;
-- softmax_precision double widens the inputs, so that all of it runs in float64; float32 is what f16 and bf16 do anyway.
+- softmax_precision double widens the inputs, so that all of it runs in float64; float32 is what float16 and
+  bfloat16 do anyway.
 """
 
 import warnings
@@ -57,9 +60,26 @@ def pad_mask(mask, keys):
     return np.concatenate([mask, fill], axis=-1)
 
 
-def onnx_attention(sdpa, Q, K, V, attn_mask=None, past_key=None, past_value=None, nonpad_kv_seqlen=None, *,
-                   is_causal=0, scale=None, softcap=0.0, qk_matmul_output_mode=0, softmax_precision=None,
-                   q_num_heads=None, kv_num_heads=None, left_window_size=-1, right_window_size=-1):
+def onnx_attention(
+    sdpa,
+    Q,
+    K,
+    V,
+    attn_mask=None,
+    past_key=None,
+    past_value=None,
+    nonpad_kv_seqlen=None,
+    *,
+    is_causal=0,
+    scale=None,
+    softcap=0.0,
+    qk_matmul_output_mode=0,
+    softmax_precision=None,
+    q_num_heads=None,
+    kv_num_heads=None,
+    left_window_size=-1,
+    right_window_size=-1,
+):
     """Return (Y, present_key, present_value, qk_matmul_output) of the operator, computed by `sdpa`."""
     q, k, v = split_heads(Q, q_num_heads), split_heads(K, kv_num_heads), split_heads(V, kv_num_heads)
     if past_key is not None:
