@@ -1,0 +1,49 @@
+"""How tests compare: by bits, or by the root mean square of the error over that of the truth."""
+
+import numpy as np
+
+
+def rms_relative(got, want):
+    """Return rms(got - want) / rms(want), in float64."""
+    got, want = np.asarray(got, dtype=np.float64), np.asarray(want, dtype=np.float64)
+    assert got.shape == want.shape
+    assert got.size > 0
+    return float(np.sqrt(np.mean((got - want) ** 2)) / np.sqrt(np.mean(want**2)))
+
+
+def same_bits(one, other):
+    """Say whether two arrays have the same dtype, shape and bits; every NaN equals every NaN."""
+    one, other = np.asarray(one), np.asarray(other)
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[one.dtype.itemsize]
+    nan = np.isnan(one)
+    equal = np.ascontiguousarray(one).view(word) == np.ascontiguousarray(other).view(word)
+    return bool(np.array_equal(nan, np.isnan(other)) and np.all(equal | nan))
+
+
+def assert_same_bits(one, other):
+    """Fail, saying where and how far, unless two arrays have the same bits."""
+    one, other = np.asarray(one), np.asarray(other)
+    assert one.dtype == other.dtype
+    assert one.shape == other.shape
+    if not same_bits(one, other):
+        differ = np.argwhere(~((one == other) | (np.isnan(one) & np.isnan(other))))
+        where = f"first at {tuple(differ[0])}" if len(differ) else "in the sign of a zero"
+        gap = np.nanmax(np.abs(np.float64(one) - np.float64(other)))
+        raise AssertionError(
+            f"bits differ in {len(differ)} of {one.size} elements, {where}; largest gap {gap:.3g}"
+        )
+
+
+def normals(rng, *shape, dtype="float32"):
+    """Return normal numbers in a dtype (also float16 and ml_dtypes' bfloat16)."""
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def qkv(rng, L, S, E, *, B=(), H=1, Hk=None, Ev=None, dtype="float32"):
+    """Return query (B, H, L, E), key (B, Hk, S, E) and value (B, Hk, S, Ev) of normal numbers."""
+    Hk = H if Hk is None else Hk
+    q = normals(rng, *B, H, L, E, dtype=dtype)
+    k = normals(rng, *B, Hk, S, E, dtype=dtype)
+    return q, k, normals(rng, *B, Hk, S, Ev or E, dtype=dtype)
