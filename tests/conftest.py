@@ -12,7 +12,7 @@ hypothesis.settings.load_profile("headwise")
 
 @pytest.fixture
 def rng():
-    """A fresh generator with a fixed seed: a test sees the same numbers whatever ran before it."""
+    """Return a fresh generator with a fixed seed: a test sees the same numbers whatever ran before it."""
     return np.random.default_rng(20260101)
 
 

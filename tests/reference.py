@@ -271,7 +271,7 @@ def rotary_reference(x, positions=None, *, theta=10000.0, interleaved=False, rot
 
 def alibi_slopes_reference(num_heads):
     """Return the slopes of Press et al.: 2 ** (-8 i / n) for n a power of two, else filled up from 2 n."""
-    power = 2 ** int(math.floor(math.log2(num_heads)))
+    power = 2 ** math.floor(math.log2(num_heads))
     slopes = [2.0 ** (-8.0 * (i + 1) / power) for i in range(power)]
     more = [2.0 ** (-8.0 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
     return np.array((slopes + more)[:num_heads])

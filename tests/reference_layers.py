@@ -164,9 +164,7 @@ def encoder_layer_reference(
     lengths=None,
     **attention,
 ):
-    """Return one encoder layer's output (padded rows 0), with its attention weights (B, H, L, L) if asked
-    for.
-    """
+    """Return one encoder layer's output (padded rows 0), with its weights (B, H, L, L) if asked."""
     x = as_f64(x)
 
     def attend(y):

@@ -331,7 +331,7 @@ def test_constraints_are_anded(rng):
         "key_mask": rng.random((2, 65)) < 0.8,
         "key_lengths": np.array([60, 44]),
     }
-    out, weights, _ = check(q, k, v, attn_mask=bias, softcap=2.0, **options)
+    _out, weights, _ = check(q, k, v, attn_mask=bias, softcap=2.0, **options)
     allowed = np.broadcast_to(allowed_mask_reference(33, 65, attn_mask=bias, **options), weights.shape)
     assert not weights[~allowed].any()
     assert (weights[allowed] > 0).all()

@@ -1,5 +1,4 @@
-"""scaled_dot_product_attention as a call: what is refused and how it says so, `out=`, dropout and its
-generator.
+"""scaled_dot_product_attention as a call: what is refused and how, `out=`, dropout and generators.
 
 The text of an error names the argument, what was expected (in the letters of the documentation) and what
 came.
@@ -147,7 +146,7 @@ def test_out_is_filled_and_returned(rng, dtype):
     assert sdpa(q, k, v, out=out) is out
     assert_same_bits(out, sdpa(q, k, v))
     out[:] = 7
-    answer, weights, lse = sdpa(q, k, v, out=out, return_weights=True, return_lse=True)
+    answer, _weights, _lse = sdpa(q, k, v, out=out, return_weights=True, return_lse=True)
     assert answer is out
     assert_same_bits(out, sdpa(q, k, v))
 

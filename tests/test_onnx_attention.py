@@ -116,7 +116,7 @@ def run_case(case, sdpa):
 
 
 def rounded_reference(q, k, v, *args, **options):
-    """The reference with headwise's rule for dtypes: one rounding at the end."""
+    """Round the reference once at the end: headwise's rule for dtypes."""
     return tuple(x.astype(q.dtype) for x in attention_reference(q, k, v, *args, **options))
 
 

@@ -79,7 +79,7 @@ def batch_first(out, options):
 
 
 def rows_to_compare(arrays, inputs):
-    """Padded queries of self-attention are 0 here and whatever in torch: compare the others."""
+    """Return the rows to compare: padded queries of self-attention are 0 here, anything in torch."""
     if len(inputs) == 1 and "key_padding_mask" in arrays:
         return real_rows(inputs[0].shape[:-1], ~arrays["key_padding_mask"], None)
     return np.ones(inputs[0].shape[:-1], dtype=bool)

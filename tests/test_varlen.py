@@ -1,6 +1,4 @@
-"""attention_varlen: sequences packed one after the other are computed as a loop over them would, bit for
-bit.
-"""
+"""attention_varlen: sequences packed one after the other equal a loop over them, bit for bit."""
 
 import ml_dtypes
 import numpy as np

@@ -1,5 +1,4 @@
-"""Make the golden files of torch: nn.MultiheadAttention and nn.TransformerEncoder, weights, inputs and
-outputs.
+"""Make the golden files of torch: attention layers and encoders, weights, inputs and outputs.
 
 Run once with torch 2.15 (never a dependency of the tests):  python tests/golden/make_torch_golden.py
 Writes torch_mha.npz and torch_encoder.npz beside itself. Parameters and inputs are drawn in float32 and used
