@@ -9,6 +9,7 @@
 //! half, the order of sums, is the kernels' affair.
 
 mod isa;
+pub mod math;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -38,6 +39,7 @@ pub trait Float:
     + std::ops::Neg<Output = Self>
     + std::ops::AddAssign
     + bytemuck::Pod
+    + math::Coefficients
     + 'static
 {
     /// 0.
