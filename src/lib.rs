@@ -19,9 +19,11 @@
 
 pub mod error;
 pub mod kernels;
+pub mod models;
+pub mod ops;
+pub mod philox;
 #[cfg(feature = "python")]
 mod python;
-pub mod models;
 pub mod simd;
 pub mod threads;
 

@@ -110,7 +110,9 @@ pub struct Product<'a, T> {
     pub panels: std::ops::Range<usize>,
     /// Distance between rows of the output and of the residual.
     pub ldo: usize,
-    /// The whole output matrix; only the columns of `panels` are written.
+    /// The row of the output, and of the residual, that row 0 of `x` makes.
+    pub first_row: usize,
+    /// The whole output matrix; only the rows and the columns of `panels` are written.
     pub out: OutRows<'a, T>,
     /// What follows the sum.
     pub epilogue: Epilogue<'a, T>,
@@ -191,7 +193,7 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         let last = start + kc == k;
         for (i, acc) in acc.iter().enumerate() {
             // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
-            let out = unsafe { p.out.slice((row + i) * p.ldo + first_column, columns) };
+            let out = unsafe { p.out.slice((p.first_row + row + i) * p.ldo + first_column, columns) };
             write_row(
                 s,
                 acc,
@@ -255,7 +257,7 @@ fn finish<T: Float, S: Simd<T>, const MR: usize>(
         return;
     }
     for i in 0..MR {
-        let start = (row + i) * p.ldo + first;
+        let start = (p.first_row + row + i) * p.ldo + first;
         // SAFETY: as in `tile_of`, whose slices have ended.
         let out = unsafe { p.out.slice(start, columns) };
         let mut at = 0;

@@ -5,6 +5,7 @@
 //! is part of the law of bits.
 
 pub mod activation;
+pub mod attend;
 pub mod gemm;
 pub mod pack;
 pub mod peak;

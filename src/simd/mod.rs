@@ -54,6 +54,14 @@ pub trait Float:
     const NAN: Self;
     /// The largest finite number.
     const MAX: Self;
+    /// Distance from 1 to the next number.
+    const EPSILON: Self;
+    /// The base-2 logarithm of e.
+    const LOG2_E: Self;
+    /// Exponent of the smallest normal number: -126 or -1022.
+    const MIN_EXPONENT: Self;
+    /// Added to an integer k, this leaves the biased exponent of 2^k in the lowest bits: 1.5 * 2^23 + 127 for f32.
+    const EXPONENT_MAGIC: Self;
     /// NumPy's name of the type.
     const NAME: &'static str;
 
@@ -63,6 +71,8 @@ pub trait Float:
     fn to_f64(self) -> f64;
     /// Correctly rounded square root.
     fn sqrt(self) -> Self;
+    /// Nearest integer, ties to even.
+    fn round(self) -> Self;
     /// Whether the number is a NaN.
     fn is_nan(self) -> bool;
     /// Whether the number is neither infinite nor NaN.
@@ -97,6 +107,10 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
     const GEMM_MR: usize;
     /// Vectors in a row of the register tile of the matrix product.
     const GEMM_NV: usize;
+    /// Rows of the register tile of attention.
+    const ATTEND_MR: usize;
+    /// Vectors in a row of the register tile of attention; `ATTEND_NV * LANES` divides the 64 keys of a tile.
+    const ATTEND_NV: usize;
     /// The instruction set.
     const ISA: Isa;
 
@@ -218,6 +232,10 @@ macro_rules! float {
             const NEG_INFINITY: Self = $t::NEG_INFINITY;
             const NAN: Self = $t::NAN;
             const MAX: Self = $t::MAX;
+            const EPSILON: Self = $t::EPSILON;
+            const LOG2_E: Self = std::$t::consts::LOG2_E;
+            const MIN_EXPONENT: Self = ($t::MIN_EXP - 1) as $t;
+            const EXPONENT_MAGIC: Self = 1.5 / $t::EPSILON + ($t::MAX_EXP - 1) as $t;
             const NAME: &'static str = if size_of::<$t>() == 4 { "float32" } else { "float64" };
 
             #[inline(always)]
@@ -231,6 +249,10 @@ macro_rules! float {
             #[inline(always)]
             fn sqrt(self) -> Self {
                 $sqrt(self)
+            }
+            #[inline(always)]
+            fn round(self) -> Self {
+                self.round_ties_even()
             }
             #[inline(always)]
             fn is_nan(self) -> bool {

@@ -38,6 +38,8 @@ macro_rules! scalar {
             // Eight sums and a few operands fit the sixteen registers of every baseline.
             const GEMM_MR: usize = 4;
             const GEMM_NV: usize = 2;
+            const ATTEND_MR: usize = 4;
+            const ATTEND_NV: usize = 2;
             const ISA: Isa = Isa::Scalar;
 
             #[inline(always)]

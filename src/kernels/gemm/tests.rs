@@ -42,8 +42,18 @@ impl<T: Float> Kernel<T> for Whole<'_, T> {
         let panels = 0..n.div_ceil(nv * S::LANES);
         let weights = Panels { data: &data, n, k };
         let out_rows = OutRows::new(&mut out);
-        Product { x: self.x, ldx: k, m, weights, panels, ldo: n, out: out_rows, epilogue: self.epilogue }
-            .run(s);
+        Product {
+            x: self.x,
+            ldx: k,
+            m,
+            weights,
+            panels,
+            ldo: n,
+            first_row: 0,
+            out: out_rows,
+            epilogue: self.epilogue,
+        }
+        .run(s);
         out
     }
 }

@@ -21,6 +21,8 @@ impl Simd<f32> for Avx2 {
     // Twelve sums, two vectors of weights and one broadcast fill fifteen of the sixteen registers.
     const GEMM_MR: usize = 6;
     const GEMM_NV: usize = 2;
+    const ATTEND_MR: usize = 6;
+    const ATTEND_NV: usize = 2;
     const ISA: Isa = Isa::Avx2;
 
     features! {
@@ -139,6 +141,8 @@ impl Simd<f64> for Avx2 {
     const LANES: usize = 4;
     const GEMM_MR: usize = 6;
     const GEMM_NV: usize = 2;
+    const ATTEND_MR: usize = 6;
+    const ATTEND_NV: usize = 2;
     const ISA: Isa = Isa::Avx2;
 
     features! {

@@ -25,6 +25,8 @@ impl Simd<f32> for Avx512 {
     // Twenty-four sums, three vectors of weights and broadcasts folded into the multiply-adds.
     const GEMM_MR: usize = 8;
     const GEMM_NV: usize = 3;
+    const ATTEND_MR: usize = 8;
+    const ATTEND_NV: usize = 2;
     const ISA: Isa = Isa::Avx512;
 
     features! {
@@ -153,6 +155,8 @@ impl Simd<f64> for Avx512 {
     const LANES: usize = 8;
     const GEMM_MR: usize = 8;
     const GEMM_NV: usize = 3;
+    const ATTEND_MR: usize = 8;
+    const ATTEND_NV: usize = 2;
     const ISA: Isa = Isa::Avx512;
 
     features! {

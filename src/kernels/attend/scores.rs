@@ -1,0 +1,121 @@
+//! The scores and weights of attention, for those who want to look at them.
+//!
+//! They are computed a second time, after the output: asking for them cannot change its bits. Every element has the
+//! bits that the output was made from, since neither a product nor an exponential depends on the tile it stands in.
+
+use super::tile::{Keys, Tile, exponential, exponential_of_large, is_plain, row_bits, scale_and_cap};
+use super::{KEY_TILE, LARGE_SCORE, Row, Scoring};
+use crate::kernels::gemm::OutRows;
+use crate::simd::{Float, Kernel, Simd};
+
+/// Which stage of attention to return.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoreKind {
+    /// Scaled products.
+    Raw,
+    /// After the soft cap.
+    Capped,
+    /// After masks and bias: -inf where blocked.
+    Masked,
+    /// Softmax weights, before dropout.
+    Weights,
+}
+
+/// Scores or weights of some rows over all keys, blocked ones too.
+pub struct Scores<'a, T> {
+    /// What to write.
+    pub kind: ScoreKind,
+    /// Queries (R, E), dense.
+    pub q: &'a [T],
+    /// Head width of queries and keys.
+    pub e: usize,
+    /// All keys, none removed.
+    pub keys: Keys<'a, T>,
+    /// The R rows; `out` is where the row of scores starts.
+    pub rows: &'a [Row],
+    /// Scores.
+    pub scoring: Scoring<'a, T>,
+    /// Maximum of each row, as attention left it.
+    pub row_max: &'a [T],
+    /// Sum of each row, as attention left it.
+    pub row_sum: &'a [T],
+    /// Room for a tile: [`super::tile_len`] numbers.
+    pub scratch: &'a mut [T],
+    /// Rows of S numbers each.
+    pub out: OutRows<'a, T>,
+}
+
+impl<T: Float> Kernel<T> for Scores<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let mut tile = Tile::new(self.scratch, self.e, self.keys.ev);
+        for first in (0..self.keys.count).step_by(KEY_TILE) {
+            let count = KEY_TILE.min(self.keys.count - first);
+            tile.load_keys(s, &self.keys, first, count);
+            for at in (0..self.rows.len()).step_by(S::ATTEND_MR) {
+                let rows = S::ATTEND_MR.min(self.rows.len() - at);
+                tile.products(s, &self.q[at * self.e..], rows, count);
+                for (i, row) in self.rows[at..at + rows].iter().enumerate() {
+                    // SAFETY: each row of scores has its own place, each tile its own part of it.
+                    let out = unsafe { self.out.slice(row.out + first, count) };
+                    if matches!(self.kind, ScoreKind::Raw | ScoreKind::Capped) {
+                        let capped = self.kind == ScoreKind::Capped;
+                        let scoring =
+                            Scoring { softcap: self.scoring.softcap.filter(|_| capped), ..self.scoring };
+                        scale_and_cap(s, tile.row(i), &scoring, count);
+                        out.copy_from_slice(&tile.row(i)[..count]);
+                        continue;
+                    }
+                    let bits = row_bits(row, &self.keys, &self.scoring.mask, first, count);
+                    tile.score_row(s, i, row, &self.keys, &self.scoring, count);
+                    let scale = if is_plain(&self.scoring) { self.scoring.scale } else { T::ONE };
+                    let (max, sum) = (self.row_max[at + i], self.row_sum[at + i]);
+                    write_row(s, self.kind, tile.row(i), scale, bits, (max, sum), out);
+                }
+            }
+        }
+    }
+}
+
+/// Writes the masked scores or the weights p / l of one row of a tile.
+#[inline(always)]
+fn write_row<T: Float, S: Simd<T>>(
+    s: S,
+    kind: ScoreKind,
+    x: &mut [T],
+    scale: T,
+    bits: u64,
+    (max, sum): (T, T),
+    out: &mut [T],
+) {
+    if kind == ScoreKind::Masked {
+        for (c, (out, &x)) in out.iter_mut().zip(x.iter()).enumerate() {
+            *out = if bits >> c & 1 != 0 { x * scale } else { T::NEG_INFINITY };
+        }
+        return;
+    }
+    // Allowed keys whose scores are all -inf: softmax of them is NaN, as is the output.
+    let lost = max == T::NEG_INFINITY;
+    if lost || max.to_f64().abs() > LARGE_SCORE {
+        for (c, (out, &x)) in out.iter_mut().zip(x.iter()).enumerate() {
+            *out = match bits >> c & 1 != 0 {
+                false => T::ZERO,
+                true if lost => T::NAN,
+                true => exponential_of_large(x * scale, max) / sum,
+            };
+        }
+        return;
+    }
+    let (scale, max, sum) = (s.splat(scale), s.splat(max), s.splat(sum));
+    for at in (0..out.len()).step_by(S::LANES) {
+        let p = exponential(s, s.mul(s.load(&x[at..]), scale), max);
+        let w = s.select(s.mask_from_bits(bits >> at), s.div(p, sum), s.splat(T::ZERO));
+        if at + S::LANES <= out.len() {
+            s.store(w, &mut out[at..]);
+        } else {
+            s.store_partial(w, &mut out[at..]);
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! out = activation(x · wᵀ + bias) + residual over rows, split over threads by rows and by columns, never by K.
+
+use ndarray::ArrayView2;
+
+use super::aligned::Aligned;
+use crate::error::{Error, Result};
+use crate::kernels::activation::Activation;
+use crate::kernels::gemm::{Epilogue, OutRows, Product};
+use crate::kernels::pack::{PackRows, Panels, packed_len};
+use crate::simd::{Float, Isa, Kernel, Simd, active};
+use crate::threads::parallel;
+
+/// Rows that a task takes: a whole number of tiles on every instruction set (8, 6 and 4 rows), few enough that they
+/// stay in the second-level cache while all panels pass by.
+const TASK_ROWS: usize = 72;
+
+/// Multiply-adds below which a second thread costs more than it brings: about ten microseconds of work.
+const WORTH_A_THREAD: usize = 400_000;
+
+/// Weights (N, K) of a product, packed for the instruction set in use, and their bias (N).
+pub struct PackedLinear<T> {
+    data: Aligned<T>,
+    bias: Option<Vec<T>>,
+    n: usize,
+    k: usize,
+    isa: Isa,
+}
+
+/// What follows the product: the activation, then the residual (m, N), dense.
+#[derive(Clone, Copy)]
+pub struct After<'a, T> {
+    /// Applied to the sum and its bias.
+    pub activation: Activation,
+    /// Added last.
+    pub residual: Option<&'a [T]>,
+}
+
+impl<T> Default for After<'_, T> {
+    fn default() -> Self {
+        Self { activation: Activation::Identity, residual: None }
+    }
+}
+
+struct Width;
+impl<T: Float> Kernel<T> for Width {
+    type Output = (usize, usize);
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, _: S) -> (usize, usize) {
+        (S::LANES, S::GEMM_NV)
+    }
+}
+
+impl<T: Float> PackedLinear<T> {
+    /// Packs weights (N, K), row-major as torch keeps them, and a bias (N).
+    ///
+    /// # Errors
+    /// `Shape` where the bias does not have N numbers, `Memory`.
+    pub fn new(weight: ArrayView2<'_, T>, bias: Option<&[T]>) -> Result<Self> {
+        let (n, k) = weight.dim();
+        if let Some(b) = bias
+            && b.len() != n
+        {
+            return Err(Error::Shape(format!(
+                "bias: expected ({n},), one number for each row of weight, got ({},)",
+                b.len()
+            )));
+        }
+        let isa = active()?;
+        let (lanes, nv) = T::dispatch(isa, Width);
+        let weight = weight.as_standard_layout();
+        let w = weight.as_slice().expect("standard layout");
+        let mut data = Aligned::zeros(packed_len(n, k, lanes))?;
+        let panel_rows = lanes * nv;
+        let out = OutRows::new(&mut data[..]);
+        parallel(if n * k < WORTH_A_THREAD { 1 } else { n.div_ceil(panel_rows) }, |task| {
+            let rows =
+                if n * k < WORTH_A_THREAD { 0..n } else { task * panel_rows..n.min((task + 1) * panel_rows) };
+            let len = packed_len(rows.len(), k, lanes);
+            // SAFETY: each task packs the panel of its own rows.
+            let out = unsafe { out.slice(rows.start * k, len) };
+            T::dispatch(isa, PackRows { w: &w[rows.start * k..], ldw: k, n: rows.len(), k, out, nv });
+        })?;
+        Ok(Self { data, bias: bias.map(<[T]>::to_vec), n, k, isa })
+    }
+
+    /// Columns of the product.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Columns of the input.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Product of `m` dense rows `x` (m, K) into `out` (m, N).
+    ///
+    /// # Errors
+    /// `Interrupted`, `Internal`.
+    pub fn forward(&self, x: &[T], m: usize, out: &mut [T], after: After<'_, T>) -> Result<()> {
+        assert!(x.len() >= m * self.k && out.len() >= m * self.n, "rows of a product");
+        let (n, k) = (self.n, self.k);
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let (lanes, nv) = T::dispatch(self.isa, Width);
+        let panels = n.div_ceil(lanes * nv);
+        let row_tasks = m.div_ceil(TASK_ROWS);
+        // Few rows are split by columns as well, so that every thread has work and the last one little to wait for.
+        let column_tasks = if m * n * k < WORTH_A_THREAD {
+            1
+        } else {
+            (4 * crate::threads::get_num_threads()).div_ceil(row_tasks).clamp(1, panels)
+        };
+        let shared = OutRows::new(out);
+        let task = |row_task: usize, column_task: usize| {
+            let rows = m * row_task / row_tasks..m * (row_task + 1) / row_tasks;
+            let first = rows.start;
+            T::dispatch(
+                self.isa,
+                Product {
+                    x: &x[first * k..],
+                    ldx: k,
+                    m: rows.len(),
+                    weights: Panels { data: &self.data, n, k },
+                    panels: panels * column_task / column_tasks..panels * (column_task + 1) / column_tasks,
+                    ldo: n,
+                    first_row: first,
+                    out: shared,
+                    epilogue: Epilogue {
+                        bias: self.bias.as_deref(),
+                        activation: after.activation,
+                        residual: after.residual,
+                    },
+                },
+            );
+        };
+        if m * n * k < WORTH_A_THREAD {
+            return parallel(1, |_| (0..row_tasks).for_each(|r| task(r, 0)));
+        }
+        parallel(row_tasks * column_tasks, |i| task(i / column_tasks, i % column_tasks))
+    }
+}
