@@ -56,12 +56,6 @@ pub trait Float:
     const MAX: Self;
     /// Distance from 1 to the next number.
     const EPSILON: Self;
-    /// The base-2 logarithm of e.
-    const LOG2_E: Self;
-    /// Exponent of the smallest normal number: -126 or -1022.
-    const MIN_EXPONENT: Self;
-    /// Added to an integer k, this leaves the biased exponent of 2^k in the lowest bits: 1.5 * 2^23 + 127 for f32.
-    const EXPONENT_MAGIC: Self;
     /// NumPy's name of the type.
     const NAME: &'static str;
 
@@ -233,9 +227,6 @@ macro_rules! float {
             const NAN: Self = $t::NAN;
             const MAX: Self = $t::MAX;
             const EPSILON: Self = $t::EPSILON;
-            const LOG2_E: Self = std::$t::consts::LOG2_E;
-            const MIN_EXPONENT: Self = ($t::MIN_EXP - 1) as $t;
-            const EXPONENT_MAGIC: Self = 1.5 / $t::EPSILON + ($t::MAX_EXP - 1) as $t;
             const NAME: &'static str = if size_of::<$t>() == 4 { "float32" } else { "float64" };
 
             #[inline(always)]
