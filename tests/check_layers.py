@@ -4,7 +4,8 @@
 ``error``, ``threads`` and ``philox`` serve all layers and may themselves use only one another and
 ``simd``. Beyond the order:
 
-- the instructions of a CPU (``std::arch``) are named in ``src/simd`` alone;
+- intrinsics (``std::arch``) are named in ``src/simd`` alone; ``threads`` may set the floating-point mode by
+  ``asm!``;
 - ``pyo3`` and ``numpy`` are named in ``src/python`` alone;
 - ``simd`` and ``kernels`` do not know of threads (``rayon``, ``crate::threads``).
 
@@ -29,8 +30,10 @@ for threadless in ("simd", "kernels"):
 # Names of other crates and where they may stand.
 OUTSIDE = {
     "std::arch": {"simd"},
+    "std::arch::asm": {"simd", "threads"},
     "core::arch": {"simd"},
     "is_x86_feature_detected": {"simd"},
+    "std::is_x86_feature_detected": {"simd"},
     "pyo3": {"python"},
     "numpy": {"python"},
     "rayon": {"threads", *LAYERS[2:]},
@@ -110,14 +113,18 @@ def _heads(words: list[Token], at: int) -> Iterator[Token]:
 
 
 def outside_names(words: list[Token]) -> Iterator[Token]:
-    """Yield each name of OUTSIDE that the words hold, with its line."""
+    """Yield each name of OUTSIDE that the words hold, the longest that fits, with its line."""
     for at, (word, line) in enumerate(words):
-        follows = _is(words, at + 1, "::") and not (at and words[at - 1][0] == "::")
-        pair = f"{word}::{words[at + 2][0]}" if follows and at + 2 < len(words) else ""
-        if pair in OUTSIDE:
-            yield pair, line
-        elif word in OUTSIDE and (follows or word == "is_x86_feature_detected"):
-            yield word, line
+        if at and words[at - 1][0] == "::":
+            continue
+        path, end = word, at + 1
+        fits = word if word in OUTSIDE and (_is(words, end, "::") or _is(words, end, "!")) else ""
+        while _is(words, end, "::") and end + 1 < len(words):
+            path += f"::{words[end + 1][0]}"
+            end += 2
+            fits = path if path in OUTSIDE else fits
+        if fits:
+            yield fits, line
 
 
 def faults(path: Path, source: str) -> list[str]:

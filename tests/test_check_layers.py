@@ -16,7 +16,10 @@ UPWARD = {
     "a servant": ("error.rs", "use crate::models::Config;\n"),
     "threads in a kernel": ("kernels/attend.rs", "use crate::threads::install;\n"),
     "intrinsics": ("kernels/attend.rs", "use std::arch::x86_64::_mm_add_ps;\n"),
+    "intrinsics in threads": ("threads/fp.rs", "use std::arch::{asm, x86_64::*};\n"),
     "core intrinsics": ("ops/linear.rs", "fn f() { core::arch::x86_64::_mm_pause() }\n"),
+    "detection": ("ops/linear.rs", 'fn f() -> bool { is_x86_feature_detected!("fma") }\n'),
+    "full path of detection": ("ops/linear.rs", 'fn f() -> bool { std::is_x86_feature_detected!("fma") }\n'),
     "python below": ("nn/linear.rs", "use pyo3::prelude::*;\n"),
     "a stranger": ("helpers/mod.rs", "\n"),
 }
@@ -30,6 +33,8 @@ FINE = {
         '// crate::ops\n/* crate::nn */ const A: &str = "crate::models";\n',
     ),
     "servants": ("threads.rs", "use crate::{error::Error, simd};\n"),
+    "the control word": ("threads/fp.rs", "use std::arch::asm;\n"),
+    "a detected feature": ("simd/isa.rs", 'fn f() -> bool { is_x86_feature_detected!("fma") }\n'),
     "intrinsics": ("simd/x86/avx2.rs", "use std::arch::x86_64::*;\n"),
 }
 
