@@ -1,6 +1,4 @@
-"""Helpers for tests of layers: parameters that hide nothing, and what a layer's options mean to the
-reference.
-"""
+"""Helpers for tests of layers: parameters that hide nothing, and padded batches."""
 
 import numpy as np
 
@@ -22,9 +20,7 @@ def randomize(layer, rng):
 
 
 def pad(sequences, lengths=None, fill=0.0, left=False):
-    """Return (B, L, D) of a list of (L_i, D), padded right or left with `fill`, and the boolean (B, L) of
-    tokens.
-    """
+    """Return (B, L, D) of a list of (L_i, D), padded with `fill`, and the boolean (B, L) of tokens."""
     lengths = [len(x) for x in sequences] if lengths is None else lengths
     wide = np.full((len(sequences), max(lengths), sequences[0].shape[-1]), fill, dtype=sequences[0].dtype)
     real = np.zeros(wide.shape[:2], dtype=bool)

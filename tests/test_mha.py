@@ -1,6 +1,4 @@
-"""MultiHeadAttention against the contract and the naive reference: values, masks, weights, ragged lists,
-dropout.
-"""
+"""MultiHeadAttention: values, masks, weights, ragged lists, refusals, dropout."""
 
 import numpy as np
 import pytest
