@@ -1,6 +1,4 @@
-"""The small functions against their naive float64 twins: linear, softmax, norms, activations, positions,
-rotary.
-"""
+"""The small functions: linear, softmax, norms, activations, positions, rotary, slopes."""
 
 import ml_dtypes
 import numpy as np

@@ -11,7 +11,7 @@ sdpa = hw.scaled_dot_product_attention
 
 
 def test_nan_in_a_masked_value(rng):
-    """Torch, JAX and ORT multiply the weight 0 with the value: 0 * NaN makes the whole row NaN."""
+    """Torch, JAX and ORT multiply weight 0 with the value: 0 * NaN makes the whole row NaN."""
     q, k, v = qkv(rng, 5, 9, 8, H=2)
     allowed = np.arange(9) != 4
     want = sdpa(q, k, v, allowed)
@@ -30,9 +30,7 @@ def test_nan_in_a_masked_key(rng):
 
 
 def test_row_with_every_key_masked(rng):
-    """Torch's math path gives NaN for a row whose boolean mask is all False; others give the mean of the
-    values.
-    """
+    """Torch's math path gives NaN for a row whose mask is all False; others the mean of the values."""
     q, k, v = qkv(rng, 5, 9, 8, H=2)
     mask = np.ones((5, 9), dtype=bool)
     mask[1] = False
@@ -47,9 +45,7 @@ def test_row_of_minus_infinity(rng):
 
 
 def test_padded_batch_element_without_tokens(rng):
-    """Torch's encoder gives NaN for a sequence that is padding alone, and its NaN spreads by the next
-    layer.
-    """
+    """Torch's encoder gives NaN for a sequence of padding alone, and the next layer spreads it."""
     layer = randomize(hw.Encoder(2, 16, 4, 24), rng)
     x = normals(rng, 2, 7, 16)
     out = layer(x, lengths=np.array([7, 0]))
@@ -58,7 +54,7 @@ def test_padded_batch_element_without_tokens(rng):
 
 
 def test_asking_for_weights(rng):
-    """Torch leaves its fused kernel when need_weights=True, and the output changes in the last bits."""
+    """Torch leaves its fused kernel when need_weights=True, and the last bits of the output change."""
     layer = randomize(hw.MultiHeadAttention(32, 4), rng)
     x = normals(rng, 2, 70, 32)
     assert_same_bits(layer(x, need_weights=True)[0], layer(x))
@@ -67,9 +63,7 @@ def test_asking_for_weights(rng):
 
 
 def test_one_polarity_of_masks(rng):
-    """Torch's True allows in scaled_dot_product_attention and blocks in MultiheadAttention and
-    key_padding_mask.
-    """
+    """Torch's True allows in scaled_dot_product_attention and blocks in MultiheadAttention."""
     layer = randomize(hw.MultiHeadAttention(16, 1), rng)
     x = normals(rng, 1, 6, 16)
     allowed = np.tril(np.ones((6, 6), dtype=bool))
@@ -85,7 +79,7 @@ def test_one_polarity_of_masks(rng):
 
 
 def test_mask_that_allows_everything(rng):
-    """Torch picks another kernel as soon as a mask is given, so an all-true one changes the result's bits."""
+    """Torch picks another kernel as soon as a mask is given: an all-true one changes bits."""
     q, k, v = qkv(rng, 65, 129, 32, H=2)
     assert_same_bits(sdpa(q, k, v, np.ones((65, 129), dtype=bool)), sdpa(q, k, v))
 
@@ -101,9 +95,7 @@ def test_padding_changes_no_bits(rng):
 
 
 def test_padded_output_keeps_its_length(rng):
-    """Torch's fast path makes a nested tensor of a padded batch and returns it as long as its longest
-    sequence.
-    """
+    """Torch's fast path returns a padded batch only as long as its longest sequence."""
     layer = randomize(hw.Encoder(2, 16, 4, 24), rng)
     x = normals(rng, 2, 12, 16)
     out = layer(x, lengths=np.array([5, 3]))
@@ -112,9 +104,7 @@ def test_padded_output_keeps_its_length(rng):
 
 
 def test_padded_queries_hold_no_garbage(rng):
-    """Torch leaves arbitrary numbers (or NaN) in the output rows of padded tokens, which a mean then picks
-    up.
-    """
+    """Torch leaves numbers (or NaN) in the rows of padded tokens, which a mean then picks up."""
     layer = randomize(hw.Encoder(1, 16, 4, 24), rng)
     x, real = pad([normals(rng, 7, 16), normals(rng, 3, 16)], fill=np.nan)
     out = layer(x, key_mask=real)
@@ -146,9 +136,7 @@ def test_dropout_of_one(rng):
 
 
 def test_dropout_needs_no_global_state(rng):
-    """Torch's scaled_dot_product_attention drops in evaluation too, from a global generator nobody can
-    pass.
-    """
+    """Torch's function drops in evaluation too, from a global generator that nobody can pass."""
     layer = randomize(hw.MultiHeadAttention(16, 4, dropout=0.5), rng)
     x = normals(rng, 2, 7, 16)
     assert_same_bits(layer(x), layer(x))
@@ -156,7 +144,7 @@ def test_dropout_needs_no_global_state(rng):
 
 
 def test_order_of_grouped_heads(rng):
-    """Tiling key heads (0 1 0 1) instead of repeating them (0 0 1 1) gave wrong answers in several ports."""
+    """Tiling key heads (0 1 0 1) instead of repeating them (0 0 1 1) spoiled several ports."""
     q, k, v = qkv(rng, 5, 9, 8, H=4, Hk=2)
     assert_same_bits(sdpa(q, k, v), sdpa(q, np.repeat(k, 2, axis=0), np.repeat(v, 2, axis=0)))
 
@@ -180,9 +168,7 @@ def test_large_finite_masks_do_not_overflow(rng):
 
 
 def test_large_scores_do_not_overflow(rng):
-    """In float16 the scores of plain kernels overflow at 65504 before they are scaled, and softmax gives
-    NaN.
-    """
+    """In float16 the scores of plain kernels overflow before they are scaled: softmax gives NaN."""
     q, k, v = (np.full((1, 4, 256), 30.0, dtype=np.float16) for _ in range(3))
     np.testing.assert_array_equal(sdpa(q, k, v), v)
     q, k, v = qkv(rng, 5, 9, 8)
@@ -209,9 +195,7 @@ def test_layer_batch_axis_comes_first(rng):
 
 
 def test_integer_masks_are_not_guessed():
-    """A 0/1 integer attention mask, as tokenizers give it, is added as 0.0/1.0 by torch: nothing is
-    masked.
-    """
+    """A 0/1 integer mask, as tokenizers give it, is added as 0.0/1.0 by some: nothing is masked."""
     arrays = [np.ones((4, 8))] * 3
     with pytest.raises(TypeError, match="attn_mask"):
         sdpa(*arrays, np.ones((4, 4), dtype=np.int64))
@@ -229,18 +213,14 @@ def test_three_axis_masks_are_per_head(rng):
 
 
 def test_softcap_comes_before_the_mask(rng):
-    """Capping after the mask turns -inf into -c, and masked keys get weight (an early bug of several
-    ports).
-    """
+    """Capping after the mask turns -inf into -c, and masked keys get weight."""
     q, k, v = qkv(rng, 4, 6, 8)
     weights = sdpa(q, k, v, np.arange(6) < 4, softcap=0.5, return_weights=True)[1]
     assert not weights[..., 4:].any()
 
 
 def test_window_counts_from_the_offset(rng):
-    """Sliding windows of some kernels ignore the cache's offset, so decoding sees other keys than the
-    prefill.
-    """
+    """Windows of some kernels ignore the cache's offset: decoding sees other keys than the prefill."""
     q, k, v = qkv(rng, 20, 20, 8)
     out = sdpa(q, k, v, is_causal=True, window=(4, 0))
     for i in (0, 3, 11, 19):
@@ -249,7 +229,7 @@ def test_window_counts_from_the_offset(rng):
 
 
 def test_inputs_of_a_list_are_not_stacked(rng):
-    """Libraries pad a list of sequences to one array, and the padded work and its rounding come with it."""
+    """Libraries pad a list of sequences to one array: padded work, and its rounding with it."""
     layer = randomize(hw.Encoder(1, 16, 4, 24), rng)
     xs = [normals(rng, n, 16) for n in (3, 200)]
     short, long = layer(xs)
