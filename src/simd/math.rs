@@ -11,7 +11,12 @@
 
 use super::{Float, Simd};
 
-/// Constants and polynomial coefficients of a float type; implemented for f32 and f64 only.
+mod bounded;
+
+pub use bounded::{erf, normal_cdf, sigmoid, tanh};
+
+/// Constants and polynomial coefficients of a float type, and the functions whose form depends on the type;
+/// implemented for f32 and f64 only.
 pub trait Coefficients: Sized + 'static {
     /// log2 e.
     const LOG2_E: Self;
@@ -31,6 +36,28 @@ pub trait Coefficients: Sized + 'static {
     const MIN_POSITIVE: Self;
     /// Below this `exp` is 0 and above the second it is infinite, with room to spare.
     const EXP_RANGE: (Self, Self);
+
+    /// See [`tanh`].
+    fn tanh<S: Simd<Self>>(s: S, x: S::V) -> S::V
+    where
+        Self: Float;
+    /// See [`erf`].
+    fn erf<S: Simd<Self>>(s: S, x: S::V) -> S::V
+    where
+        Self: Float;
+    /// See [`normal_cdf`].
+    fn normal_cdf<S: Simd<Self>>(s: S, x: S::V) -> S::V
+    where
+        Self: Float;
+    /// Natural logarithm of one number.
+    #[must_use]
+    fn log(self) -> Self;
+    /// Sine of one number.
+    #[must_use]
+    fn sin(self) -> Self;
+    /// Cosine of one number.
+    #[must_use]
+    fn cos(self) -> Self;
 }
 
 // The polynomials were fitted with the Remez exchange in 60 digits (mpmath) to the least relative error,
@@ -46,6 +73,28 @@ impl Coefficients for f32 {
     const MAX_EXPONENT: f32 = 127.0;
     const MIN_POSITIVE: f32 = f32::MIN_POSITIVE;
     const EXP_RANGE: (f32, f32) = (-90.0, 90.0);
+
+    #[inline(always)]
+    fn tanh<S: Simd<f32>>(s: S, x: S::V) -> S::V {
+        bounded::tanh_f32(s, x)
+    }
+    #[inline(always)]
+    fn erf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
+        bounded::erf_f32(s, x)
+    }
+    #[inline(always)]
+    fn normal_cdf<S: Simd<f32>>(s: S, x: S::V) -> S::V {
+        bounded::normal_cdf_f32(s, x)
+    }
+    fn log(self) -> f32 {
+        libm::log(f64::from(self)) as f32
+    }
+    fn sin(self) -> f32 {
+        libm::sin(f64::from(self)) as f32
+    }
+    fn cos(self) -> f32 {
+        libm::cos(f64::from(self)) as f32
+    }
 }
 
 impl Coefficients for f64 {
@@ -69,6 +118,28 @@ impl Coefficients for f64 {
     const MAX_EXPONENT: f64 = 1023.0;
     const MIN_POSITIVE: f64 = f64::MIN_POSITIVE;
     const EXP_RANGE: (f64, f64) = (-712.0, 712.0);
+
+    #[inline(always)]
+    fn tanh<S: Simd<f64>>(s: S, x: S::V) -> S::V {
+        s.map(x, libm::tanh)
+    }
+    #[inline(always)]
+    fn erf<S: Simd<f64>>(s: S, x: S::V) -> S::V {
+        s.map(x, libm::erf)
+    }
+    #[inline(always)]
+    fn normal_cdf<S: Simd<f64>>(s: S, x: S::V) -> S::V {
+        s.map(x, |x| 0.5 * libm::erfc(-std::f64::consts::FRAC_1_SQRT_2 * x))
+    }
+    fn log(self) -> f64 {
+        libm::log(self)
+    }
+    fn sin(self) -> f64 {
+        libm::sin(self)
+    }
+    fn cos(self) -> f64 {
+        libm::cos(self)
+    }
 }
 
 /// A polynomial by Horner's rule, the highest power first.
@@ -128,6 +199,24 @@ pub fn exp<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
     let first = s.min(s.splat(T::MAX_EXPONENT), n);
     let y = s.mul(s.mul(p, pow2(s, first)), pow2(s, s.sub(n, first)));
     s.select(s.lt(y, s.splat(T::MIN_POSITIVE)), s.splat(T::ZERO), y)
+}
+
+/// Natural logarithm, within 0.51 ulp (f32) or 1 ulp (f64): lane by lane through `libm` in f64.
+#[inline(always)]
+pub fn log<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    s.map(x, T::log)
+}
+
+/// Sine, within 0.51 ulp (f32) or 1 ulp (f64): lane by lane through `libm` in f64.
+#[inline(always)]
+pub fn sin<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    s.map(x, T::sin)
+}
+
+/// Cosine, within 0.51 ulp (f32) or 1 ulp (f64): lane by lane through `libm` in f64.
+#[inline(always)]
+pub fn cos<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
+    s.map(x, T::cos)
 }
 
 #[cfg(test)]

@@ -1,6 +1,10 @@
 //! e^x in f64 as a sum of two numbers, x, rounded and remainder, computed with mpmath in 50 digits.
 
-#![allow(clippy::unreadable_literal, reason = "digits of a table, not read by people")]
+#![allow(
+    clippy::unreadable_literal,
+    clippy::approx_constant,
+    reason = "digits of a table, not read by people"
+)]
 
 /// x, e^x, what rounding left of it.
 #[rustfmt::skip]

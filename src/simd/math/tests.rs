@@ -34,6 +34,13 @@ elementwise! {
         let (n, p) = super::exp_parts(s, x);
         super::mul_pow2(s, p, n)
     };
+    Sigmoid = super::sigmoid;
+    Tanh = super::tanh;
+    Erf = super::erf;
+    NormalCdf = super::normal_cdf;
+    Log = super::log;
+    Sin = super::sin;
+    Cos = super::cos;
 }
 
 /// f32 numbers of every exponent and both signs: each `step`-th bit pattern, infinities and NaNs left out.
@@ -129,6 +136,8 @@ macro_rules! bits_agree {
 }
 bits_agree! {
     exp_has_the_same_bits: Exp, Pow2, ExpCount, ExpFactor, ExpAgain;
+    bounded_functions_have_the_same_bits: Sigmoid, Tanh, Erf, NormalCdf;
+    libm_functions_have_the_same_bits: Log, Sin, Cos;
 }
 
 #[track_caller]
@@ -212,5 +221,77 @@ fn exp_meets_the_ends() {
         assert!(Exp::apply(isa, &[88.722_83_f32])[0].is_finite());
         assert!(Exp::apply(isa, &[-87.336_53_f32])[0] >= f32::MIN_POSITIVE);
         assert!(Exp::apply(isa, &[709.782_712_893_384_f64])[0].is_finite());
+    }
+}
+
+fn flush(y: f64) -> f64 {
+    if y < f64::from(f32::MIN_POSITIVE) { 0.0 } else { y }
+}
+
+#[test]
+fn bounded_functions_f32_are_within_their_bounds() {
+    for x in [sweep(2039), line(-20.0, 20.0, 1 << 20), line(-1.0, 1.0, 1 << 19)] {
+        within("tanh", ulp_f32(&x, &Tanh::apply(Isa::Scalar, &x), libm::tanh), 2.0);
+        within("erf", ulp_f32(&x, &Erf::apply(Isa::Scalar, &x), libm::erf), 2.0);
+        let x: Vec<f32> = x.into_iter().filter(|&x| !(-87.7..-87.3).contains(&x)).collect();
+        let sigmoid = |x: f64| flush(1.0 / (1.0 + libm::exp(-x)));
+        within("sigmoid", ulp_f32(&x, &Sigmoid::apply(Isa::Scalar, &x), sigmoid), 2.5);
+    }
+}
+
+#[test]
+fn normal_cdf_f32_is_within_its_bound() {
+    let mut x = line(-13.0, 13.0, 1 << 20);
+    x.extend(sweep(20_011));
+    // The largest error of the result, relatively, by the lower end of x; and the largest error for x < 0.
+    let bounds = [(0.0, 1.3e-7), (-1.0, 4e-7), (-4.0, 2e-4), (-12.0, 3e-3)];
+    let (mut worst, mut absolute) = ([0f64; 4], 0f64);
+    for (&x, y) in x.iter().zip(NormalCdf::apply(Isa::Scalar, &x)) {
+        let exact = 0.5 * libm::erfc(-f64::from(x) * std::f64::consts::FRAC_1_SQRT_2);
+        let error = (f64::from(y) - exact).abs();
+        if let Some(i) = bounds.iter().position(|b| x >= b.0 && exact > 1e-30) {
+            worst[i] = worst[i].max(error / exact);
+        }
+        absolute = if x < 0.0 { absolute.max(error) } else { absolute };
+    }
+    println!("normal_cdf: {worst:?}, below 0 {absolute}");
+    assert!(worst.iter().zip(bounds).all(|(w, b)| *w <= b.1) && absolute <= 6e-8);
+}
+
+#[test]
+fn libm_functions_f32_are_within_their_bounds() {
+    for x in [sweep(8191), line(-20.0, 20.0, 1 << 16)] {
+        within("log", ulp_f32(&x, &Log::apply(Isa::Scalar, &x), libm::log), 0.51);
+        within("sin", ulp_f32(&x, &Sin::apply(Isa::Scalar, &x), libm::sin), 0.51);
+        within("cos", ulp_f32(&x, &Cos::apply(Isa::Scalar, &x), libm::cos), 0.51);
+    }
+}
+
+fn bounded_ends<T: Float>(isa: Isa) {
+    let t = T::from_f64;
+    let x = [T::INFINITY, T::NEG_INFINITY, T::NAN, T::MAX, -T::MAX, t(0.0), t(-0.0), t(1e-40), t(-1e-40)];
+    let odd = [t(1.0), t(-1.0), T::NAN, t(1.0), t(-1.0), t(0.0), t(-0.0), t(1e-40), t(-1e-40)];
+    let half = [t(1.0), t(0.0), T::NAN, t(1.0), t(0.0), t(0.5), t(0.5), t(0.5), t(0.5)];
+    same_bits("tanh", &x, &Tanh::apply(isa, &x), &odd);
+    same_bits("erf", &x[..7], &Erf::apply(isa, &x[..7]), &odd[..7]);
+    same_bits("sigmoid", &x, &Sigmoid::apply(isa, &x), &half);
+    same_bits("normal_cdf", &x, &NormalCdf::apply(isa, &x), &half);
+}
+
+#[test]
+fn bounded_functions_meet_the_ends() {
+    for isa in available() {
+        bounded_ends::<f32>(isa);
+        bounded_ends::<f64>(isa);
+    }
+}
+
+#[test]
+fn sigmoid_f64_is_within_its_bound() {
+    for &(x, high, low) in super::reference::EXP {
+        // sigma(x) = e^x / (1 + e^x), e^x known to 32 digits: the quotient's own error is all that is compared.
+        let exact = if x > 0.0 { 1.0 / (1.0 + libm::exp(-x)) } else { (high + low) / (1.0 + high) };
+        let y = Sigmoid::apply(Isa::Scalar, &[x])[0];
+        assert!((y - exact).abs() <= 6e-16 * exact, "sigmoid({x}): {y} and {exact}");
     }
 }
