@@ -7,5 +7,10 @@
 pub mod activation;
 pub mod attend;
 pub mod gemm;
+#[cfg(test)]
+pub mod naive;
 pub mod pack;
 pub mod peak;
+pub(crate) mod rows;
+#[cfg(test)]
+pub(crate) mod testing;
