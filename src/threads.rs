@@ -200,6 +200,17 @@ pub fn watch_forks() {
     }
 }
 
+/// Tells that this may be a forked child, for callers that learn of a fork in another way (Python's
+/// `os.register_at_fork`). Nothing happens where the cell is this process's own.
+pub fn note_fork() {
+    // SAFETY: the pointer is null or came from `Box::into_raw` below; a published cell is never freed.
+    let known = unsafe { CELLAR.load(Ordering::Acquire).as_ref() };
+    if known.is_some_and(|cell| cell.pid != process().1) {
+        GENERATION.fetch_add(1, Ordering::Relaxed);
+        DEFAULT.store(0, Ordering::Relaxed);
+    }
+}
+
 /// The cell of this process. A cell inherited over a fork is left alone for ever: its lock may be held and its
 /// pool has no threads.
 fn cellar() -> &'static Cellar {

@@ -7,6 +7,38 @@ gives the same bits on every one of them.
 In masks, ``True`` means *may be attended*, everywhere.
 """
 
-from headwise._core import __version__
+from headwise._core import (
+    __version__,
+    allowed_mask,
+    get_num_threads,
+    isa,
+    set_num_threads,
+    show_config,
+)
+from headwise._errors import (
+    DTypeError,
+    HeadwiseError,
+    InternalError,
+    ModelFormatError,
+    ShapeError,
+    TokenizerError,
+    UnsupportedModelError,
+)
+from headwise._threads import num_threads
 
-__all__ = ["__version__"]
+__all__ = [
+    "DTypeError",
+    "HeadwiseError",
+    "InternalError",
+    "ModelFormatError",
+    "ShapeError",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "__version__",
+    "allowed_mask",
+    "get_num_threads",
+    "isa",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]

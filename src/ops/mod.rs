@@ -1,28 +1,5 @@
 //! One operation per file: check the shapes, allocate, split over threads, call the kernel.
 
-pub mod aligned;
-pub mod attention;
-pub mod linear;
-
-use std::sync::Mutex;
-
-use crate::error::Result;
-
-/// [`crate::threads::parallel`] for tasks that can fail: the first error found is returned, later tasks do nothing.
-///
-/// # Errors
-/// Those of the tasks, `Interrupted`, `Internal`.
-pub(crate) fn try_parallel(tasks: usize, f: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
-    let failed = Mutex::new(None);
-    crate::threads::parallel(tasks, |i| {
-        if failed.lock().is_ok_and(|e| e.is_some()) {
-            return;
-        }
-        if let Err(e) = f(i)
-            && let Ok(mut slot) = failed.lock()
-        {
-            slot.get_or_insert(e);
-        }
-    })?;
-    failed.into_inner().ok().flatten().map_or(Ok(()), Err)
-}
+pub mod allowed_mask;
+pub mod buffer;
+pub mod masks;

@@ -1,14 +1,62 @@
 //! The extension module `headwise._core`: what Python sees of the crate, registered name by name.
+//!
+//! An exposed function is boring: read the arguments, release the interpreter's lock, call the crate, hand over
+//! the result. `boundary` guards it, `arrays` and `outputs` are its arguments and results, `errors` its faults.
+
+mod arrays;
+mod boundary;
+mod config;
+mod dtypes;
+mod errors;
+mod functions;
+mod masks;
+mod outputs;
+mod rng;
+mod threads;
 
 use pyo3::prelude::*;
 
 /// The compiled part of headwise; users import its names from `headwise`.
 #[pymodule]
 mod _core {
+    use pyo3::exceptions::PyImportError;
     use pyo3::prelude::*;
+    use pyo3::types::PyDict;
+
+    #[pymodule_export]
+    use super::config::{isa, show_config};
+    #[pymodule_export]
+    use super::functions::allowed_mask::allowed_mask;
+    #[pymodule_export]
+    use super::panic_for_test;
+    #[pymodule_export]
+    use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
-        module.add("__version__", env!("CARGO_PKG_VERSION"))
+        crate::threads::quiet_caught_panics();
+        crate::threads::watch_forks();
+        // A wrong HEADWISE_ISA is told at once, not by the first call.
+        crate::simd::active().map_err(|e| PyImportError::new_err(e.to_string()))?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+        let py = module.py();
+        if let Ok(register) = py.import("os")?.getattr("register_at_fork") {
+            let hooks = PyDict::new(py);
+            hooks.set_item("after_in_child", module.getattr("_after_fork")?)?;
+            register.call((), Some(&hooks))?;
+        }
+        Ok(())
     }
+}
+
+/// Panics in a task of the pool and, with `here`, in the body of the function: for the test of both guards.
+#[pyfunction]
+#[pyo3(name = "_panic_for_test", signature = (here = false))]
+fn panic_for_test(py: Python<'_>, here: bool) -> PyResult<()> {
+    boundary::entry(|| {
+        assert!(!here, "injected in the body");
+        boundary::compute(py, boundary::WORTH_RELEASING, || {
+            crate::threads::parallel(8, |i| assert!(i != 3, "injected in a task"))
+        })
+    })
 }

@@ -1,0 +1,3 @@
+//! The public functions, one family a file.
+
+pub mod allowed_mask;
