@@ -16,6 +16,9 @@ PY := $(VENV)/bin/python
 # Interpreters to try, the first that is new enough is taken; `make PYTHON=/usr/bin/python3.13 test` names one.
 PYTHON ?=
 PYTHONS := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
+# `make bench BENCH_PYTHON=... BENCH_OPTIONS=...`: an interpreter that has torch, and options of benchmarks/bench.py.
+BENCH_PYTHON ?= $(PY)
+BENCH_OPTIONS ?=
 # Clippy and the crate's tests with feature "python" link against the interpreter that the wheel is for.
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
@@ -33,8 +36,10 @@ test: rust ## everything that CI checks: lints, types, docstrings, the crate's t
 	@$(MAKE) lint-python
 	@$(MAKE) test-python
 
-bench: $(VENV)/.installed ## measure against the machine's peak, and against torch where it is installed
-	$(PY) benchmarks/bench.py
+bench: minilm ## measure against the machine's peak, and against torch where BENCH_PYTHON (default .venv) has it
+	rm -rf target/bench
+	$(PY) -m pip install --quiet --no-deps --target target/bench dist/headwise-*.whl
+	PYTHONPATH=target/bench $(BENCH_PYTHON) benchmarks/bench.py $(BENCH_OPTIONS)
 
 lint: lint-rust lint-python ## formatters and linters of both languages, layers, types, stubs, docstrings
 

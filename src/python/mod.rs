@@ -14,6 +14,8 @@ mod outputs;
 mod rng;
 mod threads;
 
+mod peak;
+
 use pyo3::prelude::*;
 
 /// The compiled part of headwise; users import its names from `headwise`.
@@ -31,6 +33,9 @@ mod _core {
     use super::panic_for_test;
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
+
+    #[pymodule_export]
+    use super::peak::_peak_gflops;
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
