@@ -7,8 +7,6 @@ Run by ``make demo``, or ``python examples/demo.py`` where headwise is installed
 import sys
 import time
 
-import numpy as np
-
 import headwise
 from headwise._fetch import fetch
 
@@ -41,19 +39,16 @@ def print_similarities(encoder: headwise.TextEncoder) -> None:
 def print_links(encoder: headwise.TextEncoder) -> None:
     """Print the word that each head attends to most from WORD, and how strongly."""
     maps = encoder.attentions(LOOKED_INTO)
-    tokens = list(maps.tokens)
-    query = tokens.index(WORD)
+    query = maps.tokens.index(WORD)
     # Heads with nothing to say rest on [CLS], [SEP] or the word itself: links are to the other words.
-    words = [at for at, token in enumerate(tokens) if at != query and not token.startswith("[")]
-    weights = np.array(
-        [[maps[layer, head][query] for head in range(maps.num_heads)] for layer in range(maps.num_layers)]
-    )
+    words = [at for at, word in enumerate(maps.words) if word is not None and at != query]
+    weights = maps.to_numpy()[:, :, query]  # layers, heads, tokens
     links = weights[:, :, words]
     strongest = links.argmax(axis=-1)
 
     def link(layer: int, head: int) -> str:
         at = strongest[layer, head]
-        return f"{tokens[words[at]]} {links[layer, head, at]:.2f}"
+        return f"{maps.tokens[words[at]]} {links[layer, head, at]:.2f}"
 
     print(f'\n"{LOOKED_INTO}": the word that each head links "{WORD}" to, and its weight\n')
     layers = range(weights.shape[0])
