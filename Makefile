@@ -84,7 +84,7 @@ lint-rust: rust $(VENV)/.build
 	time $(PY) tests/check_layers.py
 	time $(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	time $(CARGO) clippy --locked --features python --quiet -- -D warnings
-	time RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --quiet
+	time RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 test-rust: lint-rust
 	time $(CARGO) test --locked --quiet

@@ -1,6 +1,6 @@
 //! Packing weights into panels, once.
 //!
-//! A panel holds `NV * LANES` columns of the product (rows of the weight matrix) as [K][width], so that each step
+//! A panel holds `NV * LANES` columns of the product (rows of the weight matrix) as `[K][width]`, so that each step
 //! of k is one run of memory: no gaps, no transposition and no more address arithmetic in the hot loop. The last panel is
 //! only as many vectors wide as it has columns for; the columns beyond are zeros.
 
@@ -69,7 +69,7 @@ impl<T: Float> Kernel<T> for PackRows<'_, T> {
     }
 }
 
-/// Packs `columns` rows of `w` as one panel [k][width]; what is beyond the columns becomes zero.
+/// Packs `columns` rows of `w` as one panel `[k][width]`; what is beyond the columns becomes zero.
 #[inline(always)]
 pub fn pack_panel<T: Float, S: Simd<T>>(
     s: S,

@@ -167,7 +167,7 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         self.spill(parts, &mut x);
         for half in [8, 4, 2, 1] {
             for i in 0..half {
-                x[i] = x[i] + x[i + half];
+                x[i] += x[i + half];
             }
         }
         x[0]

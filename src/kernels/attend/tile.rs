@@ -88,7 +88,7 @@ pub struct Tile<'a, T> {
     e: usize,
     first: usize,
     count: usize,
-    /// Panels of `ATTEND_NV` vectors of keys, each [E][width].
+    /// Panels of `ATTEND_NV` vectors of keys, each `[E][width]`.
     k: &'a mut [T],
     gathered: &'a mut [T],
     /// [64][Ev padded]

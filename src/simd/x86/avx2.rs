@@ -1,5 +1,6 @@
 //! AVX2 with FMA and F16C: vectors of 256 bits in sixteen registers.
 
+#[allow(clippy::wildcard_imports, reason = "a hundred names that only this file uses")]
 use std::arch::x86_64::*;
 
 use super::{entry, methods};

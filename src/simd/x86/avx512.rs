@@ -1,5 +1,6 @@
 //! AVX-512 F, BW, DQ and VL: vectors of 512 bits in thirty-two registers.
 
+#[allow(clippy::wildcard_imports, reason = "a hundred names that only this file uses")]
 use std::arch::x86_64::*;
 
 use super::{entry, methods};
@@ -111,6 +112,7 @@ impl Simd<f32> for Avx512 {
 /// Transposes 16 x 16 numbers in registers: pairs, quads, then the 128-bit lanes twice.
 #[inline]
 #[target_feature(enable = "avx512f,avx512dq")]
+#[allow(clippy::large_types_passed_by_value, reason = "sixteen registers once inlined")]
 fn transpose16(r: [__m512; 16]) -> [__m512; 16] {
     let zero = _mm512_setzero_ps();
     let mut pairs = [zero; 16];
