@@ -137,6 +137,37 @@ def fetched(name: str) -> Path | None:
     return folder if (folder / "model.safetensors").is_file() else None
 
 
+def find(name: str) -> Path:
+    """Give the folder of a fetched model by its name; nothing is fetched.
+
+    Parameters
+    ----------
+    name : str
+        As for `fetch`.
+
+    Returns
+    -------
+    pathlib.Path
+        Its folder in the cache.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder and no such model, or the model has not been fetched.
+    """
+    try:
+        model = known_model(name)
+    except FetchError:
+        msg = f"no folder {name}, and no model of that name; names are: {', '.join(MODELS)}"
+        raise FileNotFoundError(msg) from None
+    folder = fetched(name)
+    if folder is None:
+        short = next(short for short, other in MODELS.items() if other is model)
+        msg = f"{model.folder} is not in {cache_folder()}; run: headwise fetch {short}"
+        raise FileNotFoundError(msg)
+    return folder
+
+
 def fetch(
     name: str,
     folder: str | os.PathLike[str] | None = None,

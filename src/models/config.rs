@@ -57,6 +57,8 @@ pub struct BertConfig {
     pub max_position_embeddings: usize,
     /// Rows of the token type table.
     pub type_vocab_size: usize,
+    /// The id that fills short rows where texts are shown as one rectangle; never computed with.
+    pub pad_token_id: u32,
 }
 
 impl BertConfig {
@@ -89,6 +91,7 @@ impl BertConfig {
             vocab_size: fields.size("vocab_size", 30522)?,
             max_position_embeddings: fields.size("max_position_embeddings", 512)?,
             type_vocab_size: fields.size("type_vocab_size", 2)?,
+            pad_token_id: json["pad_token_id"].as_u64().and_then(|id| u32::try_from(id).ok()).unwrap_or(0),
         };
         if !config.hidden_size.is_multiple_of(config.num_attention_heads) {
             return Err(Error::ModelFormat(format!(

@@ -5,14 +5,13 @@
 //! on some crafted files and texts; every call into it is fenced, and what comes back is checked (ids within the
 //! vocabulary, one type, word and offset for each id), since the model indexes tables with it.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
-
 use tokenizers::normalizers::{Lowercase, Sequence};
 use tokenizers::{
     EncodeInput, NormalizerWrapper, PostProcessor, TruncationDirection, TruncationParams, TruncationStrategy,
 };
 
 use crate::error::{Error, Result};
+use crate::threads::catching;
 
 /// What the model needs of one text: token ids and their types.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -187,17 +186,11 @@ fn lower_case_first(inner: &mut tokenizers::Tokenizer, label: &str) -> Result<()
 /// Runs a call of the crate; an error or a panic becomes `Error::Tokenizer`.
 fn fence<R>(label: &str, call: impl FnOnce() -> tokenizers::Result<R>) -> Result<R> {
     // A panic may leave the crate's values half changed, but each caller drops or rebuilds them.
-    match catch_unwind(AssertUnwindSafe(call)) {
+    match catching(call) {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(e)) => Err(Error::Tokenizer(format!("{label}: {e}"))),
-        Err(panic) => {
-            let what = panic
-                .downcast_ref::<&str>()
-                .map(ToString::to_string)
-                .or_else(|| panic.downcast_ref::<String>().cloned())
-                .unwrap_or_default();
-            Err(Error::Tokenizer(format!("{label}: the tokenizer failed: {what}")))
-        }
+        Err(Error::Internal(what)) => Err(Error::Tokenizer(format!("{label}: the tokenizer failed: {what}"))),
+        Err(other) => Err(other),
     }
 }
 
