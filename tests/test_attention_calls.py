@@ -10,6 +10,8 @@ from compare import assert_same_bits, normals, qkv
 
 import headwise as hw
 
+pytestmark = pytest.mark.once
+
 sdpa = hw.scaled_dot_product_attention
 
 

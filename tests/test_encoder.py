@@ -34,7 +34,7 @@ def make(rng, num_layers=2, d_model=32, num_heads=4, d_ff=48, **options):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("activation", "norm", "norm_first", "ffn"),
-    product(["relu", "gelu", "gelu_tanh", "silu"], ["layer", "rms"], [False, True], ["mlp", "glu"]),
+    [*product(["relu", "gelu", "gelu_tanh", "silu"], ["layer", "rms"], [False, True], ["mlp", "glu"])],
 )
 def test_layer_options(rng, activation, norm, norm_first, ffn, dtype):
     layer, reference = make(
@@ -73,7 +73,7 @@ def test_more_layer_options(rng, options):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("positions", [None, "sinusoidal", "rotary", "alibi"])
-@pytest.mark.parametrize(("norm_first", "final_norm"), product([False, True], repeat=2))
+@pytest.mark.parametrize(("norm_first", "final_norm"), [*product([False, True], repeat=2)])
 def test_encoders(rng, positions, norm_first, final_norm, dtype):
     options = {"positions": positions, "norm_first": norm_first, "final_norm": final_norm}
     layer, reference = make(rng, 3, activation="gelu", dtype=dtype, **options)

@@ -11,6 +11,8 @@ from layers import randomize
 
 import headwise as hw
 
+pytestmark = pytest.mark.once
+
 MHA_NAMES = {
     "packed": ({}, {"in_proj_weight": (48, 16), "in_proj_bias": (48,)}),
     "packed, no bias": ({"bias": False}, {"in_proj_weight": (48, 16)}),

@@ -120,11 +120,13 @@ def rounded_reference(q, k, v, *args, **options):
     return tuple(x.astype(q.dtype) for x in attention_reference(q, k, v, *args, **options))
 
 
+@pytest.mark.once
 def test_there_are_93_cases():
     assert len(CASES) == 93
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.once
 def test_mapping_with_the_reference(name):
     run_case(CASES[name], rounded_reference)
 

@@ -86,6 +86,7 @@ def rows_to_compare(arrays, inputs):
 
 
 @pytest.mark.parametrize("name", MHA_CASES)
+@pytest.mark.once
 def test_reference_mha(name):
     arrays, options, inputs, masks = mha_call(name)
     out, weights = mha_reference(
@@ -152,6 +153,7 @@ def encoder_call(name):
 
 
 @pytest.mark.parametrize("name", ENCODER_CASES)
+@pytest.mark.once
 def test_reference_encoder(name):
     arrays, options, _, x, masks = encoder_call(name)
     run = encoder_reference if "num_layers" in options else encoder_layer_reference
@@ -174,6 +176,7 @@ def test_encoder(name, dtype):
     assert not out[~rows].any()
 
 
+@pytest.mark.once
 def test_files_name_what_made_them():
     for name in ("torch_mha.npz", "torch_encoder.npz"):
         about, cases = golden(name)
