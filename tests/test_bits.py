@@ -71,7 +71,7 @@ def test_batch_together_alone_and_in_another_order(rng, L, S, E, dtype):
     "options", [{}, {"is_causal": True, "causal_offset": 30}, {"softcap": 2.0}, {"mask": 1}]
 )
 def test_rows_together_and_alone(rng, options, dtype):
-    # a mask with a row for each query keeps blocked keys in their place, also where it has a single row: else a
+    # a mask with a row for each query keeps blocked keys in place, also where it has a single row: else a
     # row's bits would depend on what its neighbours may see. Only masks without that axis delete keys.
     q, k, v = qkv(rng, 70, 130, 48, H=2, dtype=dtype)
     options = dict(options)
