@@ -1,6 +1,9 @@
 """How tests compare: by bits, or by the root mean square of the error over that of the truth."""
 
 import numpy as np
+from reference import attention_reference
+
+import headwise as hw
 
 
 def rms_relative(got, want):
@@ -47,3 +50,19 @@ def qkv(rng, L, S, E, *, B=(), H=1, Hk=None, Ev=None, dtype="float32"):
     q = normals(rng, *B, H, L, E, dtype=dtype)
     k = normals(rng, *B, Hk, S, E, dtype=dtype)
     return q, k, normals(rng, *B, Hk, S, Ev or E, dtype=dtype)
+
+
+def check(q, k, v, *, bar=4e-7, **options):
+    """Compare out, weights and lse with the reference, and out alone with out beside its extras."""
+    out, weights, lse = hw.scaled_dot_product_attention(
+        q, k, v, return_weights=True, return_lse=True, **options
+    )
+    want, want_weights, want_lse = attention_reference(
+        q, k, v, return_weights=True, return_lse=True, **options
+    )
+    assert_same_bits(hw.scaled_dot_product_attention(q, k, v, **options), out)
+    assert out.flags.c_contiguous
+    assert rms_relative(out, want) <= bar
+    np.testing.assert_allclose(weights, want_weights, rtol=30 * bar, atol=bar / 10)
+    np.testing.assert_allclose(lse, want_lse, rtol=5 * bar, atol=5 * bar)
+    return out, weights, lse
