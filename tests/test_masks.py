@@ -1,4 +1,4 @@
-"""Masks of scaled_dot_product_attention: every rank and kind, offsets, windows, queries without any allowed key.
+"""Masks of scaled_dot_product_attention: every rank and kind, offsets, windows, queries without allowed keys.
 
 True allows, everywhere; a float mask is added and blocks at -inf; all constraints are ANDed.
 """

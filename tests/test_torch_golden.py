@@ -178,7 +178,7 @@ def test_encoder(name, dtype):
 
 @pytest.mark.once
 def test_files_name_what_made_them():
-    for name in ("torch_mha.npz", "torch_encoder.npz"):
+    for name in ("torch_functions.npz", "torch_mha.npz", "torch_encoder.npz"):
         about, cases = golden(name)
         assert about["torch"].startswith("2.15")
         assert set(about["cases"]) == set(cases)

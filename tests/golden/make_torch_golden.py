@@ -1,10 +1,11 @@
 """Make the golden files of torch: attention layers and encoders, weights, inputs and outputs.
 
 Run once with torch 2.15 (never a dependency of the tests):  python tests/golden/make_torch_golden.py
-Writes torch_mha.npz and torch_encoder.npz beside itself. Parameters and inputs are drawn in float32 and used
-exactly in both runs, float64 (`out64`, the truth) and float32 (`out32`, what torch itself reaches). Array
-names are `case/thing`; the array `about` holds JSON: versions, and the options of each case. Masks are stored
-as torch takes them: True blocks. Torch's fast path is off: it drops padding and answers for other shapes.
+Writes torch_functions.npz, torch_mha.npz and torch_encoder.npz beside itself. Parameters and inputs are drawn
+in float32 and used exactly in both runs, float64 (`out64`, the truth) and float32 (`out32`, what torch itself
+reaches). Array names are `case/thing`; the array `about` holds JSON: versions, and the options of each case.
+Masks are stored as torch takes them: True blocks. Torch's fast path is off: it drops padding and answers for
+other shapes.
 """
 
 import json
@@ -192,6 +193,39 @@ def encoder_case(layer_options, stack, call, kinds):
     return arrays
 
 
+F = nn.functional
+FUNCTIONS = {
+    "attention": (F.scaled_dot_product_attention, [(2, 4, 5, 8), (2, 4, 9, 8), (2, 4, 9, 6)], {}),
+    "attention_causal": (
+        F.scaled_dot_product_attention,
+        [(4, 7, 8), (4, 9, 8), (4, 9, 8)],
+        {"is_causal": True},
+    ),
+    "attention_scale": (F.scaled_dot_product_attention, [(4, 7, 8), (4, 9, 8), (4, 9, 8)], {"scale": 0.9}),
+    "attention_gqa": (
+        F.scaled_dot_product_attention,
+        [(2, 6, 7, 8), (2, 2, 9, 8), (2, 2, 9, 8)],
+        {"enable_gqa": True},
+    ),
+    "attention_bias": (F.scaled_dot_product_attention, [(4, 7, 8), (4, 9, 8), (4, 9, 8), (7, 9)], {}),
+    "softmax": (F.softmax, [(5, 33)], {"dim": -1}),
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, w.shape, w, b), [(5, 33), (33,), (33,)], {}),
+    "rms_norm": (lambda x, w: F.rms_norm(x, w.shape, w, eps=1e-5), [(5, 33), (33,)], {}),
+    "gelu": (F.gelu, [(1000,)], {}),
+    "gelu_tanh": (F.gelu, [(1000,)], {"approximate": "tanh"}),
+    "silu": (F.silu, [(1000,)], {}),
+    "linear": (F.linear, [(5, 33), (7, 33), (7,)], {}),
+}
+
+
+def function_case(name):
+    """Return inputs and the float64 output of one function of torch."""
+    function, shapes, options = FUNCTIONS[name]
+    inputs = [draw(*shape, spread=3.0) for shape in shapes]
+    arrays = {f"input{i}": x for i, x in enumerate(inputs)}
+    return numpy_of(arrays | {"out64": function(*(x.double() for x in inputs), **options)})
+
+
 def write(path, cases, make):
     """Run the cases, each from its own seed, and write one compressed file."""
     arrays = {}
@@ -214,5 +248,6 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     torch.backends.mha.set_fastpath_enabled(False)
     with torch.no_grad():
+        write(HERE / "torch_functions.npz", {name: [name] for name in FUNCTIONS}, function_case)
         write(HERE / "torch_mha.npz", MHA, mha_case)
         write(HERE / "torch_encoder.npz", ENCODERS, encoder_case)
