@@ -37,6 +37,8 @@ pub(crate) const LARGE_SCORE: f64 = 1_048_576.0;
 pub struct Row {
     /// Query head, for masks and dropout.
     pub head: usize,
+    /// Number of the query among those given.
+    pub index: usize,
     /// Place of the query within the sequence.
     pub query: usize,
     /// First key that causality and window allow, counted among the keys given.
@@ -45,6 +47,11 @@ pub struct Row {
     pub end: usize,
     /// Where the output row starts.
     pub out: usize,
+}
+
+impl Row {
+    /// The `out` of a row whose scores nobody wants.
+    pub const NOWHERE: usize = usize::MAX;
 }
 
 /// A mask for each query and key: element (head, place of the query, place of the key) is at
@@ -79,10 +86,8 @@ pub struct Scoring<'a, T> {
     pub scale: T,
     /// Soft cap.
     pub softcap: Option<T>,
-    /// Slope of each head: - slope * |query + offset - key| is added.
+    /// Slope of each head: - slope * |query - key| is added, both counted from 0 among those given.
     pub alibi: Option<&'a [T]>,
-    /// What a query's place is shifted by before it is compared with a key's.
-    pub offset: i64,
     /// Mask and bias.
     pub mask: Mask<'a, T>,
 }

@@ -62,10 +62,14 @@ pub struct Sequence<'a, T> {
     pub mask: Mask<'a, T>,
     /// Where the log-sum-exp of row i of head h is: `start + h * head + i * row`.
     pub lse_start: usize,
-    /// Where the scores of row i of head h begin, S numbers: `start + h * head + i * row`.
+    /// Where the scores of row i of slot h begin, S numbers: `start + h * head + i * row`.
     pub scores_start: usize,
+    /// Distances of the scores.
+    pub score_strides: Strides,
     /// Elements (head, query, key) of the batch elements before this one, for dropout.
     pub dropout_base: u64,
+    /// Places of queries and of keys, by which dropout counts elements.
+    pub dropout_shape: (usize, usize),
 }
 
 /// A call: operands, what a score is, and which keys are allowed.
@@ -91,7 +95,7 @@ pub struct Attention<'a, T> {
     pub scale: T,
     /// Soft cap c: c * tanh(x / c).
     pub softcap: Option<T>,
-    /// Slope of each head: - slope * |i + offset - j| is added to the score.
+    /// Slope of each head: - slope * |i - j| is added to the score, i and j counted among the keys that are left.
     pub alibi: Option<&'a [T]>,
     /// Whether key j is allowed only for j <= i + offset.
     pub causal: bool,
@@ -107,8 +111,8 @@ pub struct Attention<'a, T> {
 pub struct Wanted<'a, T> {
     /// Log-sum-exp of each row.
     pub lse: Option<(&'a mut [T], Strides)>,
-    /// Scores or weights of each row.
-    pub scores: Option<(ScoreKind, &'a mut [T], Strides)>,
+    /// Scores or weights of each row; of the heads that have a slot, if not of all, each in its slot.
+    pub scores: Option<(ScoreKind, &'a mut [T], Option<&'a [Option<usize>]>)>,
 }
 
 impl<T> Default for Wanted<'_, T> {
@@ -121,7 +125,7 @@ impl<T> Default for Wanted<'_, T> {
 struct Outputs<'a, T> {
     out: OutRows<'a, T>,
     lse: Option<(OutRows<'a, T>, Strides)>,
-    scores: Option<(ScoreKind, OutRows<'a, T>, Strides)>,
+    scores: Option<(ScoreKind, OutRows<'a, T>, Option<&'a [Option<usize>]>)>,
 }
 
 /// The keys of a sequence that are left once those that nobody may attend are removed.
@@ -158,7 +162,7 @@ impl<T: Float> Attention<'_, T> {
         let outputs = Outputs {
             out: OutRows::new(out),
             lse: wanted.lse.map(|(lse, strides)| (OutRows::new(lse), strides)),
-            scores: wanted.scores.map(|(kind, scores, strides)| (kind, OutRows::new(scores), strides)),
+            scores: wanted.scores.map(|(kind, scores, slots)| (kind, OutRows::new(scores), slots)),
         };
         let kept: Vec<Kept> = self.sequences.iter().map(Kept::of).collect();
         let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new();
@@ -224,7 +228,7 @@ impl<T: Float> Attention<'_, T> {
                 let (head, i) = head_and_query(r);
                 let (first, end) = self.range(place(i), sequence.offset, kept.places.as_deref(), kept.count);
                 let out = sequence.starts[3] + head * self.out.head + i * self.out.row;
-                Row { head, query: place(i), first, end, out }
+                Row { head, index: i, query: place(i), first, end, out }
             })
             .collect();
         let keys = Keys {
@@ -238,18 +242,13 @@ impl<T: Float> Attention<'_, T> {
             count: kept.count,
             allowed: None,
         };
-        let scoring = Scoring {
-            scale: self.scale,
-            softcap: self.softcap,
-            alibi: self.alibi,
-            offset: sequence.offset,
-            mask: sequence.mask,
-        };
+        let scoring =
+            Scoring { scale: self.scale, softcap: self.softcap, alibi: self.alibi, mask: sequence.mask };
         let dropout = self.dropout.map(|(p, key)| Dropout {
             p,
             key,
             base: sequence.dropout_base,
-            shape: (sequence.q_len, sequence.k_len),
+            shape: sequence.dropout_shape,
         });
         let lengths = [n * e, n * padded(ev), n, n, tile_len(e, ev)].map(|len| len.next_multiple_of(16));
         with_scratch(lengths.iter().sum(), |scratch: &mut [T]| {
@@ -286,7 +285,7 @@ impl<T: Float> Attention<'_, T> {
                     out[0] = log_sum_exp(max, sum);
                 }
             }
-            if let Some((kind, scores, strides)) = &outputs.scores {
+            if let Some((kind, scores, slots)) = &outputs.scores {
                 let rows: Vec<Row> = chunk
                     .clone()
                     .zip(&rows)
@@ -294,8 +293,10 @@ impl<T: Float> Attention<'_, T> {
                         let (head, i) = head_and_query(r);
                         let places = sequence.key_places.as_deref();
                         let (first, end) = self.range(row.query, sequence.offset, places, sequence.k_len);
-                        let out = sequence.scores_start + head * strides.head + i * strides.row;
-                        Row { first, end, out, ..*row }
+                        let strides = sequence.score_strides;
+                        let slot = slots.map_or(Some(head), |slots| slots[head]);
+                        let start = |slot| sequence.scores_start + slot * strides.head + i * strides.row;
+                        Row { first, end, out: slot.map_or(Row::NOWHERE, start), ..*row }
                     })
                     .collect();
                 let places = sequence.key_places.as_deref();

@@ -1,5 +1,31 @@
 //! One operation per file: check the shapes, allocate, split over threads, call the kernel.
 
+pub mod aligned;
 pub mod allowed_mask;
+pub mod attention;
 pub mod buffer;
+pub mod linear;
 pub mod masks;
+
+use std::sync::Mutex;
+
+use crate::error::Result;
+
+/// [`crate::threads::parallel`] for tasks that can fail: the first error found is returned, later tasks do nothing.
+///
+/// # Errors
+/// Those of the tasks, `Interrupted`, `Internal`.
+pub(crate) fn try_parallel(tasks: usize, f: impl Fn(usize) -> Result<()> + Sync) -> Result<()> {
+    let failed = Mutex::new(None);
+    crate::threads::parallel(tasks, |i| {
+        if failed.lock().is_ok_and(|e| e.is_some()) {
+            return;
+        }
+        if let Err(e) = f(i)
+            && let Ok(mut slot) = failed.lock()
+        {
+            slot.get_or_insert(e);
+        }
+    })?;
+    failed.into_inner().ok().flatten().map_or(Ok(()), Err)
+}

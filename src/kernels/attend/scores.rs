@@ -58,6 +58,9 @@ impl<T: Float> Kernel<T> for Scores<'_, T> {
                 let rows = S::ATTEND_MR.min(self.rows.len() - at);
                 tile.products(s, &self.q[at * self.e..], rows, count);
                 for (i, row) in self.rows[at..at + rows].iter().enumerate() {
+                    if row.out == Row::NOWHERE {
+                        continue;
+                    }
                     // SAFETY: each row of scores has its own place, each tile its own part of it.
                     let out = unsafe { self.out.slice(row.out + first, count) };
                     if matches!(self.kind, ScoreKind::Raw | ScoreKind::Capped) {

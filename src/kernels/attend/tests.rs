@@ -49,13 +49,7 @@ impl<T: Float> Case<T> {
 
     fn scoring(&self) -> Scoring<'_, T> {
         let mask = if self.mask.is_empty() { Mask::None } else { Mask::Float(&self.mask, [0, self.s, 1]) };
-        Scoring {
-            scale: T::from_f64(1.0 / (self.e as f64).sqrt()),
-            softcap: self.softcap,
-            alibi: None,
-            offset: 0,
-            mask,
-        }
+        Scoring { scale: T::from_f64(1.0 / (self.e as f64).sqrt()), softcap: self.softcap, alibi: None, mask }
     }
 
     /// Output, maxima, sums and weights.
@@ -74,6 +68,7 @@ impl<T: Float> Case<T> {
         };
         let row = |(i, &(first, end)): (usize, &(usize, usize))| Row {
             head: 0,
+            index: 0,
             query: i,
             first,
             end: end.min(count),

@@ -4,7 +4,8 @@ use super::{Dropout, KEY_TILE, LARGE_SCORE, Mask, Row, Scoring, padded};
 use crate::kernels::gemm::{K_BLOCK, block, for_tile};
 use crate::kernels::pack::pack_panel;
 use crate::philox::keep;
-use crate::simd::math::exp_parts;
+
+use crate::simd::math::{exp_parts, mul_pow2, tanh};
 use crate::simd::{Float, Simd, VIRTUAL_LANES};
 
 /// Keys and values of one key/value head, as rows of larger arrays.
@@ -228,9 +229,8 @@ impl<'a, T: Float> Tile<'a, T> {
         scale_and_cap(s, x, scoring, used);
         let count = self.count.min(used);
         if let Some(slopes) = scoring.alibi {
-            let at = row.query as i64 + scoring.offset;
             for (c, b) in self.bias.iter_mut().take(count).enumerate() {
-                let distance = (at - keys.place(self.first + c) as i64).unsigned_abs();
+                let distance = row.index.abs_diff(self.first + c);
                 *b = -(slopes[row.head] * T::from_f64(distance as f64));
             }
             add_to(s, x, self.bias, used);
@@ -434,9 +434,7 @@ fn exponentials<T: Float, S: Simd<T>>(s: S, x: &mut [T], scale: T, bits: u64, us
 #[inline(always)]
 pub fn exponential<T: Float, S: Simd<T>>(s: S, x: S::V, max: S::V) -> S::V {
     let (n, p) = exp_parts(s, x);
-    let k = s.sub(n, max);
-    let power = s.shift_to_exponent(s.add(k, s.splat(T::EXPONENT_MAGIC)));
-    s.select(s.lt(k, s.splat(T::MIN_EXPONENT)), s.splat(T::ZERO), s.mul(p, power))
+    mul_pow2(s, p, s.sub(n, max))
 }
 
 /// The same for rows whose maximum is beyond [`LARGE_SCORE`], where x has no bits for the fraction of x log2 e, and
@@ -509,10 +507,4 @@ fn drop_weights<T: Float>(d: &Dropout, row: &Row, keys: &Keys<'_, T>, first: usi
         let element = start + keys.place((first + c).min(keys.count - 1)) as u64;
         *p = if keep(d.key, element, d.p) { *p * grow } else { T::ZERO };
     }
-}
-
-/// Per lane, in f64.
-#[inline(always)]
-fn tanh<T: Float, S: Simd<T>>(s: S, x: S::V) -> S::V {
-    s.map(x, |v| T::from_f64(libm::tanh(v.to_f64())))
 }
