@@ -9,8 +9,11 @@ pub mod attend;
 pub mod gemm;
 #[cfg(test)]
 pub mod naive;
+pub mod norm;
 pub mod pack;
 pub mod peak;
+pub mod rope;
 pub(crate) mod rows;
+pub mod softmax;
 #[cfg(test)]
 pub(crate) mod testing;

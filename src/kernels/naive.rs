@@ -2,26 +2,37 @@
 
 use super::activation::Activation;
 
+/// A sum with the rounding errors collected and added at the end (Neumaier), so that f64 kernels are measured too.
+fn sum(x: impl Iterator<Item = f64>) -> f64 {
+    let (mut total, mut lost) = (0.0, 0.0);
+    for x in x {
+        let next: f64 = total + x;
+        lost += if total.abs() >= x.abs() { (total - next) + x } else { (x - next) + total };
+        total = next;
+    }
+    total + lost
+}
+
 /// e^(x - max) / sum of the same.
 pub fn softmax(x: &[f64]) -> Vec<f64> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let e: Vec<f64> = x.iter().map(|x| libm::exp(x - max)).collect();
-    let sum: f64 = e.iter().sum();
-    e.iter().map(|e| e / sum).collect()
+    let total = sum(e.iter().copied());
+    e.iter().map(|e| e / total).collect()
 }
 
 /// (x - mean) / sqrt(var + eps) * weight + bias.
 pub fn layer_norm(x: &[f64], weight: Option<&[f64]>, bias: Option<&[f64]>, eps: f64) -> Vec<f64> {
     let n = x.len() as f64;
-    let mean = x.iter().sum::<f64>() / n;
-    let var = x.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+    let mean = sum(x.iter().copied()) / n;
+    let var = sum(x.iter().map(|x| (x - mean) * (x - mean))) / n;
     let y = x.iter().map(|x| (x - mean) / (var + eps).sqrt());
     y.enumerate().map(|(i, y)| y * weight.map_or(1.0, |w| w[i]) + bias.map_or(0.0, |b| b[i])).collect()
 }
 
 /// x / sqrt(mean of squares + eps) * weight.
 pub fn rms_norm(x: &[f64], weight: Option<&[f64]>, eps: f64) -> Vec<f64> {
-    let mean = x.iter().map(|x| x * x).sum::<f64>() / x.len() as f64;
+    let mean = sum(x.iter().map(|x| x * x)) / x.len() as f64;
     x.iter().enumerate().map(|(i, x)| x / (mean + eps).sqrt() * weight.map_or(1.0, |w| w[i])).collect()
 }
 

@@ -1,0 +1,148 @@
+//! softmax of rows: `y_i = e^(x_i) / sum_j e^(x_j)`.
+//!
+//! In steps: take each `e^x` apart into `p * 2^n`, n = rint(x log2 e); let M be the greatest n; then `y = p * 2^(n - M)`,
+//! their sum over the 16 virtual lanes, and one true division each. M is an integer, so that scaling is exact and the
+//! result is the one that attention computes tile by tile with a running M.
+//!
+//! `exp_parts` wants |x| <= 2^20. Numbers far below the maximum do not matter; a row whose *maximum* lies beyond has it
+//! subtracted first, which loses nothing there: neighbouring floats are already e^0.1 apart or more (f32).
+//!
+//! By IEEE, and as in torch: a row with NaN or +inf is all NaN, and so is a row of -inf alone.
+
+use super::rows::{for_each_vector, keep_first, load_up_to, store_up_to, zero_lanes};
+use crate::simd::math::{exp_parts, mul_pow2};
+use crate::simd::{Float, Kernel, Simd, VIRTUAL_LANES};
+
+/// Beyond this a row's maximum is subtracted before the exponential is taken apart.
+const LARGE: f64 = 1_048_576.0;
+
+/// Softmax of each row of `width` numbers.
+pub struct Softmax<'a, T> {
+    /// Rows, one after the other.
+    pub x: &'a [T],
+    /// Output, as long as the input.
+    pub out: &'a mut [T],
+    /// Numbers in a row; more than 0.
+    pub width: usize,
+}
+
+impl<T: Float> Kernel<T> for Softmax<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        assert_eq!(self.x.len(), self.out.len(), "softmax: input and output");
+        for (x, out) in self.x.chunks_exact(self.width).zip(self.out.chunks_exact_mut(self.width)) {
+            softmax_row(s, x, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
+    let max = row_max(s, x);
+    let large = max.is_finite() && max.to_f64().abs() > LARGE;
+    let shift = s.splat(if large { max } else { T::ZERO });
+    // n grows with x, so the n of the maximum is the maximum of the n.
+    let (top, _) = exp_parts(s, s.sub(s.splat(max), shift));
+
+    let mut sums = zero_lanes(s);
+    for_each_vector!(S, x.len(), |lane, range| {
+        let len = range.len();
+        let (n, p) = exp_parts(s, s.sub(load_up_to(s, &x[range.clone()]), shift));
+        let y = mul_pow2(s, p, s.sub(n, top));
+        sums[lane] = s.add(sums[lane], keep_first(s, y, len));
+        store_up_to(s, y, &mut out[range]);
+    });
+    let sum = s.splat(s.fold_add(&sums[..VIRTUAL_LANES / S::LANES]));
+    for_each_vector!(S, x.len(), |_lane, range| {
+        let y = load_up_to(s, &out[range.clone()]);
+        store_up_to(s, s.div(y, sum), &mut out[range]);
+    });
+}
+
+/// The greatest number; NaNs are passed over.
+#[inline(always)]
+fn row_max<T: Float, S: Simd<T>>(s: S, x: &[T]) -> T {
+    let none = s.splat(T::NEG_INFINITY);
+    let mut best = [none; VIRTUAL_LANES];
+    for_each_vector!(S, x.len(), |lane, range| {
+        // Absent lanes are filled with -inf.
+        let v = load_up_to(s, &x[range.clone()]);
+        let v = if range.len() < S::LANES {
+            s.select(s.mask_from_bits((1 << range.len()) - 1), v, none)
+        } else {
+            v
+        };
+        best[lane] = s.max(v, best[lane]);
+    });
+    s.fold_max(&best[..VIRTUAL_LANES / S::LANES])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::naive;
+    use crate::kernels::testing::{assert_same_bits, for_each_isa, lengths, normals, rms_relative};
+    use crate::simd::Isa;
+
+    fn softmax<T: Float>(isa: Isa, x: &[T]) -> Vec<T> {
+        let mut out = vec![T::NAN; x.len()];
+        T::dispatch(isa, Softmax { x, out: &mut out, width: x.len().max(1) });
+        out
+    }
+
+    fn agrees<T: Float>(isa: Isa, bound: f64) {
+        for n in lengths() {
+            for (scale, offset) in [(1.0, 0.0), (20.0, -300.0), (0.0, 5.0), (1000.0, 1e6)] {
+                let x: Vec<T> = normals::<T>(n, 3, scale).iter().map(|&x| x + T::from_f64(offset)).collect();
+                let exact = naive::softmax(&x.iter().map(|x| x.to_f64()).collect::<Vec<_>>());
+                let out = softmax(isa, &x);
+                let error = rms_relative(&out, &exact);
+                // Equal numbers round the same way in many steps of the sum, which does not average out.
+                let bound = if scale == 0.0 { 6.0 * bound } else { bound };
+                assert!(error <= bound, "{n} numbers times {scale} plus {offset}: {error}");
+                assert_same_bits(&out, &softmax(Isa::Scalar, &x));
+            }
+        }
+    }
+
+    fn meets_the_ends<T: Float>(isa: Isa, _: f64) {
+        let t = T::from_f64;
+        let (zero, half, one) = (t(0.0), t(0.5), T::ONE);
+        let (inf, low, big) = (T::INFINITY, T::NEG_INFINITY, T::MAX);
+        for (x, expected) in [
+            ([low, zero, low], [zero, one, zero]),
+            ([low; 3], [T::NAN; 3]),
+            ([inf, zero, low], [T::NAN; 3]),
+            ([T::NAN, zero, inf], [T::NAN; 3]),
+            ([T::NAN, low, low], [T::NAN; 3]),
+            ([big, -big, big], [half, zero, half]),
+            ([-big, -big, low], [half, half, zero]),
+            ([-big, zero, t(-1e30)], [zero, one, zero]),
+            ([t(-1e9), t(-1e9), t(-1e9 - 128.0)], [half, half, t(0.5) * t(2.572_209_372_642_415e-56)]),
+            ([t(2e6), t(3e6), t(2e6)], [zero, one, zero]),
+            ([t(1e6), t(1e6), t(-1e7)], [half, half, zero]),
+        ] {
+            let out = softmax(isa, &x);
+            for (got, expected) in out.iter().zip(expected) {
+                let close = (got.to_f64() - expected.to_f64()).abs() <= 1e-13 * expected.to_f64();
+                assert!(close || (got.is_nan() && expected.is_nan()), "{x:?}: {out:?}");
+            }
+        }
+    }
+
+    fn rows_do_not_know_each_other<T: Float>(isa: Isa, _: f64) {
+        let x: Vec<T> = normals(5 * 37, 1, 4.0);
+        let mut all = vec![T::ZERO; x.len()];
+        T::dispatch(isa, Softmax { x: &x, out: &mut all, width: 37 });
+        for (x, y) in x.chunks(37).zip(all.chunks(37)) {
+            assert_same_bits(y, &softmax(isa, x));
+        }
+    }
+
+    for_each_isa! {
+        softmax_agrees_with_the_formula: agrees, 1.5e-7, 4e-16;
+        softmax_meets_the_ends: meets_the_ends, 0.0, 0.0;
+        rows_are_alone: rows_do_not_know_each_other, 0.0, 0.0;
+    }
+}
