@@ -10,8 +10,10 @@ In masks, ``True`` means *may be attended*, everywhere.
 from headwise._core import (
     __version__,
     allowed_mask,
+    attention_varlen,
     get_num_threads,
     isa,
+    scaled_dot_product_attention,
     set_num_threads,
     show_config,
 )
@@ -36,9 +38,11 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "allowed_mask",
+    "attention_varlen",
     "get_num_threads",
     "isa",
     "num_threads",
+    "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",
 ]

@@ -3,7 +3,6 @@ from typing import Any, Literal, SupportsIndex, TypeAlias, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__: list[str]
 __version__: str
 
 _Integers: TypeAlias = SupportsIndex | ArrayLike
@@ -20,6 +19,40 @@ def allowed_mask(
     causal_offset: _Integers | Literal["bottom_right"] = 0,
     window: _Window | None = None,
 ) -> NDArray[np.bool_]: ...
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    return_weights: bool | Literal["raw", "capped", "masked"] = False,
+    return_lse: bool = False,
+    rng: SupportsIndex | np.random.Generator | None = None,
+    out: NDArray[Any] | None = None,
+) -> Any: ...
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any: ...
 def isa() -> str: ...
 @overload
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...

@@ -6,6 +6,8 @@ pub mod attention;
 pub mod buffer;
 pub mod linear;
 pub mod masks;
+pub mod scaled_dot_product;
+pub mod varlen;
 
 use std::sync::Mutex;
 

@@ -30,6 +30,8 @@ mod _core {
     #[pymodule_export]
     use super::functions::allowed_mask::allowed_mask;
     #[pymodule_export]
+    use super::functions::attention::{attention_varlen, scaled_dot_product_attention};
+    #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
@@ -50,6 +52,8 @@ mod _core {
             hooks.set_item("after_in_child", module.getattr("_after_fork")?)?;
             register.call((), Some(&hooks))?;
         }
+        // Which names are public is said in `headwise/__init__.py`, not here.
+        module.delattr("__all__")?;
         Ok(())
     }
 }

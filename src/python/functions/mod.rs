@@ -1,3 +1,4 @@
 //! The public functions, one family a file.
 
 pub mod allowed_mask;
+pub mod attention;
