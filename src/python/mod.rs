@@ -11,10 +11,9 @@ mod errors;
 mod functions;
 mod masks;
 mod outputs;
+mod peak;
 mod rng;
 mod threads;
-
-mod peak;
 
 use pyo3::prelude::*;
 
@@ -34,10 +33,9 @@ mod _core {
     #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]
-    use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
-
-    #[pymodule_export]
     use super::peak::_peak_gflops;
+    #[pymodule_export]
+    use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -52,9 +50,8 @@ mod _core {
             hooks.set_item("after_in_child", module.getattr("_after_fork")?)?;
             register.call((), Some(&hooks))?;
         }
-        // Which names are public is said in `headwise/__init__.py`, not here.
-        module.delattr("__all__")?;
-        Ok(())
+        // The public names are listed once, in headwise/__init__.py; PyO3's list would want a copy in the stub.
+        module.delattr("__all__")
     }
 }
 

@@ -4,9 +4,10 @@ use std::hint::black_box;
 use std::thread;
 use std::time::Instant;
 
-use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::boundary::entry;
+use crate::error::Error;
 use crate::kernels::peak::Peak;
 use crate::simd::{self, Float, Isa};
 
@@ -30,12 +31,14 @@ const ROUNDS: usize = 4_000_000;
 #[pyfunction]
 #[pyo3(signature = (dtype, threads))]
 pub fn _peak_gflops(py: Python<'_>, dtype: &str, threads: usize) -> PyResult<f64> {
-    let isa = simd::active().map_err(|error| PyValueError::new_err(error.to_string()))?;
-    match dtype {
-        "float32" => Ok(py.detach(|| gflops::<f32>(isa, threads))),
-        "float64" => Ok(py.detach(|| gflops::<f64>(isa, threads))),
-        _ => Err(PyValueError::new_err(format!("dtype: expected 'float32' or 'float64', got '{dtype}'"))),
-    }
+    entry(|| {
+        let isa = simd::active()?;
+        match dtype {
+            "float32" => Ok(py.detach(|| gflops::<f32>(isa, threads))),
+            "float64" => Ok(py.detach(|| gflops::<f64>(isa, threads))),
+            _ => Err(Error::Value(format!("dtype: expected 'float32' or 'float64', got '{dtype}'")).into()),
+        }
+    })
 }
 
 /// The loop on each of `threads` threads, the caller's among them.
