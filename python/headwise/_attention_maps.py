@@ -28,7 +28,7 @@ class AttentionMaps:
         Where each token lies in its text, in characters, end excluded; (0, 0) for special tokens.
     """
 
-    __slots__ = ("_weights", "offsets", "texts", "tokens", "words")
+    __slots__ = ("_offsets", "_texts", "_tokens", "_weights", "_words")
 
     def __init__(
         self,
@@ -49,10 +49,30 @@ class AttentionMaps:
             msg = f"words, texts, offsets: expected {length} each, got {got}"
             raise ValueError(msg)
         self._weights = weights
-        self.tokens = tuple(tokens)
-        self.words = tuple(words)
-        self.texts = tuple(texts)
-        self.offsets = tuple(offsets)
+        self._tokens = tuple(tokens)
+        self._words = tuple(words)
+        self._texts = tuple(texts)
+        self._offsets = tuple(offsets)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The L tokens, special ones included, as the vocabulary spells them."""
+        return self._tokens
+
+    @property
+    def words(self) -> tuple[int | None, ...]:
+        """The word that each token belongs to, counted from 0 within its text; None for special tokens."""
+        return self._words
+
+    @property
+    def texts(self) -> tuple[int | None, ...]:
+        """The text that each token comes from, 0 or 1; None for special tokens."""
+        return self._texts
+
+    @property
+    def offsets(self) -> tuple[tuple[int, int], ...]:
+        """Where each token lies in its text, in characters, end excluded; (0, 0) for special tokens."""
+        return self._offsets
 
     @property
     def num_layers(self) -> int:
@@ -81,9 +101,16 @@ class AttentionMaps:
         view.flags.writeable = False
         return view
 
+    def __reduce__(self) -> tuple[type[AttentionMaps], tuple[object, ...]]:
+        return type(self), (self._weights, self.tokens, self.words, self.texts, self.offsets)
+
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __repr__(self) -> str:
         shown = " ".join(self.tokens[:12]) + (" ..." if len(self) > 12 else "")
         return f"AttentionMaps({self.num_layers} layers, {self.num_heads} heads, {len(self)} tokens: {shown})"
+
+
+# Users know the class by the package.
+AttentionMaps.__module__ = "headwise"
