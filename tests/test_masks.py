@@ -219,3 +219,28 @@ def test_allowed_mask(masks):
     np.testing.assert_array_equal(np.broadcast_to(mask, shape), want)
     q, k, v = np.ones((3, 2, 6, 4)), np.ones((3, 2, 9, 4)), np.eye(9)
     assert_same_bits(sdpa(q, k, v[None, None], mask), sdpa(q, k, v[None, None], **masks))
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    ("masks", "error", "named"),
+    [
+        ({"attn_mask": np.ones((6, 8), dtype=bool)}, ValueError, "attn_mask"),
+        ({"attn_mask": np.ones((6, 9), dtype=int)}, TypeError, "attn_mask"),
+        ({"key_mask": np.ones((2, 8), dtype=bool)}, ValueError, "key_mask"),
+        ({"key_mask": np.ones((2, 9))}, TypeError, "key_mask"),
+        ({"key_lengths": np.array([10])}, ValueError, "key_lengths"),
+        ({"key_mask": np.ones((2, 9), dtype=bool), "key_lengths": [1, 2, 3]}, ValueError, "key_lengths"),
+        ({"causal_offset": "top", "is_causal": True}, ValueError, "causal_offset"),
+        ({"window": (-1, 0)}, ValueError, "window"),
+        ({"key_padding_mask": np.zeros((2, 9), dtype=bool)}, TypeError, "key_mask"),
+    ],
+)
+def test_allowed_mask_refuses_what_attention_refuses(masks, error, named):
+    with pytest.raises(error, match=named):
+        hw.allowed_mask(6, 9, **masks)
+
+
+@pytest.mark.parametrize(("L", "S"), [(0, 9), (6, 0), (0, 0)])
+def test_allowed_mask_of_nothing(L, S):
+    assert hw.allowed_mask(L, S, is_causal=True).shape[-2:] == (L, S)
