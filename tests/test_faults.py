@@ -37,7 +37,7 @@ def test_poison_in_blocked_places_leaves_no_trace(rng, how, poison, dtype):
     q, k, v = qkv(rng, L, S, 16, H=4, Hk=2, dtype=dtype)
     options, blocked = blocked_ways(rng)[how]
     want = sdpa(q, k, v, return_weights=True, return_lse=True, **options)
-    for j in np.flatnonzero(blocked.any(axis=0))[::7]:
+    for j in np.flatnonzero(blocked.any(axis=0))[::19]:
         # the rows that may not see key j must not change in one bit; the others may become NaN
         bad_k, bad_v = k.copy(), v.copy()
         bad_k[:, j, 3] = poison
@@ -160,8 +160,13 @@ def test_numbers_that_no_word_holds(number):
     x = np.ones((3, 4))
     with pytest.raises((ValueError, OverflowError)):
         sdpa(x, x, x, is_causal=True, causal_offset=number)
-    with pytest.raises((ValueError, OverflowError)):
-        sdpa(x, x, x, window=(number, 0))
+    try:  # a window wider than any word is refused, or it is what it says: open
+        out = sdpa(x, x, x, window=(number, 0))
+    except (ValueError, OverflowError):
+        pass
+    else:
+        assert number > 0
+        assert_same_bits(out, sdpa(x, x, x, window=(None, 0)))
     with pytest.raises((ValueError, OverflowError)):
         hw.allowed_mask(number, 3)
     with pytest.raises((ValueError, OverflowError)):
