@@ -206,7 +206,9 @@ pub fn scaled_dot_product_attention<T: Float>(
         },
         lse_start: b * heads * l,
         scores_start: b * pairs,
+        score_strides: Strides { head: l * s, row: s },
         dropout_base: (b * pairs) as u64,
+        dropout_shape: (l, s),
     });
     if heads > 0 && l > 0 {
         let scale = options.scale.unwrap_or_else(|| 1.0 / (e as f64).sqrt());
@@ -232,7 +234,7 @@ pub fn scaled_dot_product_attention<T: Float>(
             scores: options
                 .scores
                 .zip(scores.as_mut().and_then(ArrayD::as_slice_mut))
-                .map(|(kind, x)| (kind, x, Strides { head: l * s, row: s })),
+                .map(|(kind, x)| (kind, x, None)),
         };
         attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
     }

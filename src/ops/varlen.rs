@@ -115,7 +115,9 @@ pub fn attention_varlen<T: Float>(
             mask: Mask::None,
             lse_start: queries[n] * heads,
             scores_start: 0,
+            score_strides: Strides::default(),
             dropout_base: 0,
+            dropout_shape: (l, s),
         }
     });
     if heads > 0 && tq > 0 {
