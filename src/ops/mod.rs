@@ -1,12 +1,20 @@
 //! One operation per file: check the shapes, allocate, split over threads, call the kernel.
 
+pub mod activation;
+pub mod alibi;
 pub mod aligned;
 pub mod allowed_mask;
 pub mod attention;
+pub mod buckets;
 pub mod buffer;
 pub mod linear;
 pub mod masks;
+pub mod norm;
+pub mod positions;
+pub mod rotary;
+pub(crate) mod rows;
 pub mod scaled_dot_product;
+pub mod softmax;
 pub mod varlen;
 
 use std::sync::Mutex;

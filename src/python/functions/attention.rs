@@ -375,9 +375,8 @@ impl<'py> Packed<'_, 'py> {
         let cu_k = self.cu_k.as_ref().map(|(cu, shape)| (&cu[..], &shape[..]));
         // At most: all keys for every query.
         let work = q.len().saturating_mul(k.shape().first().map_or(1, |&n| n.max(1)));
-        let (result, lse): (ArrayD<T>, Option<ArrayD<T>>) = compute(py, work, || {
-            varlen::attention_varlen(&q, &k, &v, cu_q, cu_k, &options)
-        })?;
+        let (result, lse): (ArrayD<T>, Option<ArrayD<T>>) =
+            compute(py, work, || varlen::attention_varlen(&q, &k, &v, cu_q, cu_k, &options))?;
         let mut results = vec![self.target.give(py, result, None)?];
         results.extend(lse.map(|lse| array(py, lse)));
         answer(py, results)
