@@ -53,6 +53,13 @@ def attention_varlen(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Any: ...
+def linear(
+    x: ArrayLike,
+    weight: ArrayLike,
+    bias: ArrayLike | None = None,
+    *,
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] | None = None,
+) -> NDArray[Any]: ...
 def isa() -> str: ...
 @overload
 def show_config(mode: Literal["stdout"] = "stdout") -> None: ...

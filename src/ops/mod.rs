@@ -13,6 +13,7 @@ pub mod norm;
 pub mod positions;
 pub mod rotary;
 pub(crate) mod rows;
+pub mod project;
 pub mod scaled_dot_product;
 pub mod softmax;
 pub mod varlen;

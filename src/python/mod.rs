@@ -31,6 +31,8 @@ mod _core {
     #[pymodule_export]
     use super::functions::attention::{attention_varlen, scaled_dot_product_attention};
     #[pymodule_export]
+    use super::functions::linear::linear;
+    #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]
     use super::peak::_peak_gflops;

@@ -2,3 +2,4 @@
 
 pub mod allowed_mask;
 pub mod attention;
+pub mod linear;
