@@ -8,6 +8,7 @@
 //! [`Masks::elements`] sorts what is given by batch element: what blocks a key for a whole sequence apart from what
 //! blocks single pairs, since the first kind of key is removed before anything is computed.
 
+use super::buffer::{elements as count_of, zeros};
 use crate::error::{Error, Result};
 use crate::simd::Float;
 
@@ -144,9 +145,9 @@ impl<'a, T: Float> Masks<'a, T> {
     /// Checks the masks against (B...), H, L, S and says what they mean for each element of the batch, in C order.
     ///
     /// # Errors
-    /// `Shape` where one does not broadcast, `Value` for lengths outside 0 to S.
+    /// `Shape` where one does not broadcast, `Value` for lengths outside 0 to S, `Memory`.
     pub fn elements(&self, batch: &[usize], heads: usize, l: usize, s: usize) -> Result<Vec<Element<'a, T>>> {
-        let count: usize = batch.iter().product();
+        let count = count_of("batch", batch)?;
         let with = |more: &[usize]| [batch, more].concat();
         let key_mask = self.key_mask.as_ref().map(|m| Ok((m, m.strides("key_mask", "(B, S)", &with(&[s]))?)));
         let key_mask = key_mask.transpose()?;
@@ -167,7 +168,7 @@ impl<'a, T: Float> Masks<'a, T> {
             Some(AttnMask::Added(m)) => Some(m.strides("attn_mask", "(B, H, L, S)", &full)?),
             None => None,
         };
-        let element = |b: usize| {
+        let element = |b: usize| -> Result<Element<'a, T>> {
             let length = lengths.as_ref().map(|(m, strides)| m.data[place(b, batch, strides)] as usize);
             let offset = match (&self.causal_offset, &offsets) {
                 (Offset::All(n), _) => *n,
@@ -177,34 +178,40 @@ impl<'a, T: Float> Masks<'a, T> {
             let mut keys = Keys { allowed: None, count: s };
             if let Some((m, strides)) = &key_mask {
                 let (start, step) = (place(b, batch, strides), strides[batch.len()]);
-                keys.retain(|j| m.data[start + j * step]);
+                keys.retain(|j| m.data[start + j * step])?;
             }
             if let Some(n) = length.filter(|&n| n < s) {
-                keys.retain(|j| j < n);
+                keys.retain(|j| j < n)?;
             }
-            let pairs = attn.as_ref().map_or(Pairs::All, |strides| {
+            let mut pairs = Pairs::All;
+            if let (Some(mask), Some(strides)) = (&self.attn_mask, &attn) {
                 let start = place(b, batch, strides);
                 let steps = [strides[batch.len()], strides[batch.len() + 1], strides[batch.len() + 2]];
                 // Constant over heads and queries: a mask of keys.
                 let of_keys = steps[0] == 0 && steps[1] == 0;
-                match self.attn_mask.as_ref() {
-                    Some(AttnMask::Allowed(m)) if of_keys && !m.data.is_empty() => {
-                        keys.retain(|j| m.data[start + j * steps[2]]);
+                pairs = match mask {
+                    AttnMask::Allowed(m) if of_keys && !m.data.is_empty() => {
+                        keys.retain(|j| m.data[start + j * steps[2]])?;
                         Pairs::All
                     }
-                    Some(AttnMask::Allowed(m)) => Pairs::Allowed(m.data.get(start..).unwrap_or(&[]), steps),
-                    Some(AttnMask::Added(m)) => {
+                    AttnMask::Allowed(m) => Pairs::Allowed(m.data.get(start..).unwrap_or(&[]), steps),
+                    AttnMask::Added(m) => {
                         if of_keys && !m.data.is_empty() {
-                            keys.retain(|j| m.data[start + j * steps[2]] != T::NEG_INFINITY);
+                            keys.retain(|j| m.data[start + j * steps[2]] != T::NEG_INFINITY)?;
                         }
                         Pairs::Added(m.data.get(start..).unwrap_or(&[]), steps)
                     }
-                    None => Pairs::All,
-                }
-            });
-            Element { offset, key_mask: keys.allowed, pairs }
+                };
+            }
+            Ok(Element { offset, key_mask: keys.allowed, pairs })
         };
-        Ok((0..count).map(element).collect())
+        let mut all = Vec::new();
+        all.try_reserve_exact(count)
+            .map_err(|_| Error::Memory(format!("cannot allocate the masks of {count} sequences")))?;
+        for b in 0..count {
+            all.push(element(b)?);
+        }
+        Ok(all)
     }
 
     /// Keys `first..end` that causality and window allow query `i`.
@@ -227,10 +234,19 @@ struct Keys {
 }
 
 impl Keys {
-    fn retain(&mut self, f: impl Fn(usize) -> bool) {
-        let allowed = self.allowed.get_or_insert_with(|| vec![true; self.count]);
+    fn retain(&mut self, f: impl Fn(usize) -> bool) -> Result<()> {
+        let mut allowed = match self.allowed.take() {
+            Some(allowed) => allowed,
+            None => {
+                let mut all = zeros(self.count)?;
+                all.fill(true);
+                all
+            }
+        };
         for (j, a) in allowed.iter_mut().enumerate() {
             *a &= f(j);
         }
+        self.allowed = Some(allowed);
+        Ok(())
     }
 }

@@ -177,19 +177,18 @@ pub fn scaled_dot_product_attention<T: Float>(
             "enable_gqa: False, but query has H = {heads} heads and key Hk = {kv_heads}"
         )));
     }
-    let (q, k, v) = (rows_dense(q), rows_dense(k), rows_dense(v));
+    let (q, k, v) = (rows_dense(q)?, rows_dense(k)?, rows_dense(v)?);
     let [qs, ks, vs] = [&q, &k, &v].map(|x| Placed::of(x, &shapes));
-    let of_batch = options.masks.elements(&shapes.batch, heads, l, s)?;
-
-    let result = |last: &[usize]| -> Result<ArrayD<T>> {
-        let shape = shapes.of_result(last);
-        let data = zeros(elements("query", &shape)?)?;
-        ArrayD::from_shape_vec(IxDyn(&shape), data).map_err(|e| Error::Internal(e.to_string()))
-    };
+    let result = |last: &[usize]| array(shapes.of_result(last));
     let mut out = result(&[l, ev])?;
     let mut scores = options.scores.map(|_| result(&[l, s])).transpose()?;
     let mut lse = if options.lse { Some(result(&[l])?) } else { None };
 
+    let of_batch = options.masks.elements(&shapes.batch, heads, l, s)?;
+    let empty = |x: &Option<ArrayD<T>>| x.as_ref().is_none_or(|x| x.is_empty());
+    if out.is_empty() && empty(&scores) && empty(&lse) {
+        return Ok(Attended { out, scores, lse });
+    }
     let pairs = heads * l * s;
     let sequences = of_batch.into_iter().enumerate().map(|(b, element)| Sequence {
         starts: [qs.start(b), ks.start(b), vs.start(b), b * heads * l * ev],
@@ -210,34 +209,32 @@ pub fn scaled_dot_product_attention<T: Float>(
         dropout_base: (b * pairs) as u64,
         dropout_shape: (l, s),
     });
-    if heads > 0 && l > 0 {
-        let scale = options.scale.unwrap_or_else(|| 1.0 / (e as f64).sqrt());
-        let attention = Attention {
-            q: qs.operand(),
-            k: ks.operand(),
-            v: vs.operand(),
-            out: Strides { head: l * ev, row: ev },
-            heads,
-            kv_heads,
-            e,
-            ev,
-            scale: T::from_f64(scale),
-            softcap: options.softcap.map(T::from_f64),
-            alibi: None,
-            causal: options.masks.is_causal,
-            window: options.masks.window,
-            dropout: (options.dropout_p > 0.0).then_some((options.dropout_p, options.dropout_key)),
-            sequences: sequences.collect(),
-        };
-        let wanted = Wanted {
-            lse: lse.as_mut().and_then(ArrayD::as_slice_mut).map(|x| (x, Strides { head: l, row: 1 })),
-            scores: options
-                .scores
-                .zip(scores.as_mut().and_then(ArrayD::as_slice_mut))
-                .map(|(kind, x)| (kind, x, None)),
-        };
-        attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
-    }
+    let scale = options.scale.unwrap_or_else(|| 1.0 / (e as f64).sqrt());
+    let attention = Attention {
+        q: qs.operand(),
+        k: ks.operand(),
+        v: vs.operand(),
+        out: Strides { head: l * ev, row: ev },
+        heads,
+        kv_heads,
+        e,
+        ev,
+        scale: T::from_f64(scale),
+        softcap: options.softcap.map(T::from_f64),
+        alibi: None,
+        causal: options.masks.is_causal,
+        window: options.masks.window,
+        dropout: (options.dropout_p > 0.0).then_some((options.dropout_p, options.dropout_key)),
+        sequences: sequences.collect(),
+    };
+    let wanted = Wanted {
+        lse: lse.as_mut().and_then(ArrayD::as_slice_mut).map(|x| (x, Strides { head: l, row: 1 })),
+        scores: options
+            .scores
+            .zip(scores.as_mut().and_then(ArrayD::as_slice_mut))
+            .map(|(kind, x)| (kind, x, None)),
+    };
+    attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
     Ok(Attended { out, scores, lse })
 }
 
@@ -257,13 +254,29 @@ pub fn check_numbers(softcap: Option<f64>, dropout_p: f64) -> Result<()> {
     Ok(())
 }
 
-/// The array with its last axis dense; a copy where it is not.
-pub(crate) fn rows_dense<'a, T: Copy>(x: &'a ArrayViewD<'_, T>) -> CowArray<'a, T, IxDyn> {
+/// The array with its last axis dense and no negative stride; a copy where it is not.
+///
+/// # Errors
+/// `Memory`.
+pub(crate) fn rows_dense<'a, T: Float>(x: &'a ArrayViewD<'_, T>) -> Result<CowArray<'a, T, IxDyn>> {
     let regular = x.strides().iter().all(|&s| s >= 0);
     match (x.strides().last(), x.shape().last()) {
-        (Some(&stride), Some(&n)) if regular && (n <= 1 || stride == 1) => x.view().into(),
-        _ => x.as_standard_layout().into_owned().into(),
+        (Some(&stride), Some(&n)) if regular && (n <= 1 || stride == 1) => Ok(x.view().into()),
+        _ => {
+            let mut copy = array(x.shape().to_vec())?;
+            copy.assign(x);
+            Ok(copy.into())
+        }
     }
+}
+
+/// Zeros of a shape.
+///
+/// # Errors
+/// `Memory`, `Shape` where no array can have it.
+pub(crate) fn array<T: Float>(shape: Vec<usize>) -> Result<ArrayD<T>> {
+    let data = zeros(elements("query", &shape)?)?;
+    ArrayD::from_shape_vec(IxDyn(&shape), data).map_err(|e| Error::Internal(e.to_string()))
 }
 
 /// An operand as it lies in memory: all its numbers, the distances between heads and rows, and where each element of

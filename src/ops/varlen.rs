@@ -4,9 +4,8 @@
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
 use super::attention::{Attention, Operand, Sequence, Strides, Wanted};
-use super::buffer::{elements, zeros};
 use super::masks::Offset;
-use super::scaled_dot_product::{all, check_numbers, rows_dense};
+use super::scaled_dot_product::{all, array, check_numbers, rows_dense};
 use crate::error::{Error, Result};
 use crate::kernels::attend::Mask;
 use crate::simd::Float;
@@ -90,18 +89,14 @@ pub fn attention_varlen<T: Float>(
         )));
     }
 
-    let (q, k, v) = (rows_dense(q), rows_dense(k), rows_dense(v));
+    let (q, k, v) = (rows_dense(q)?, rows_dense(k)?, rows_dense(v)?);
     let strides = |x: &ndarray::CowArray<'_, T, IxDyn>| {
         let of = |axis: usize| if x.shape()[axis] > 1 { x.strides()[axis] as usize } else { 0 };
         Strides { head: of(1), row: of(0) }
     };
     let (qs, ks, vs) = (strides(&q), strides(&k), strides(&v));
-    let array = |shape: &[usize]| -> Result<ArrayD<T>> {
-        let data = zeros(elements("query", shape)?)?;
-        ArrayD::from_shape_vec(IxDyn(shape), data).map_err(|e| Error::Internal(e.to_string()))
-    };
-    let mut out = array(&[tq, heads, ev])?;
-    let mut lse = if options.lse { Some(array(&[tq, heads])?) } else { None };
+    let mut out = array(vec![tq, heads, ev])?;
+    let mut lse = if options.lse { Some(array(vec![tq, heads])?) } else { None };
     let sequences = (0..count).map(|n| {
         let (l, s) = (queries[n + 1] - queries[n], keys[n + 1] - keys[n]);
         Sequence {
@@ -120,7 +115,7 @@ pub fn attention_varlen<T: Float>(
             dropout_shape: (l, s),
         }
     });
-    if heads > 0 && tq > 0 {
+    if !out.is_empty() || lse.as_ref().is_some_and(|x| !x.is_empty()) {
         let attention = Attention {
             q: Operand { data: all(&q), strides: qs },
             k: Operand { data: all(&k), strides: ks },
