@@ -5,6 +5,7 @@ use ndarray::{ArrayD, ArrayViewD, Ix2, IxDyn};
 
 use super::buffer::{elements, zeros};
 use super::linear::{After, PackedLinear};
+use super::scaled_dot_product::array;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::simd::Float;
@@ -42,8 +43,16 @@ pub fn project<T: Float>(
     let m = rows.iter().product();
     let bias = bias.map(|b| b.iter().copied().collect::<Vec<T>>());
     let packed = PackedLinear::new(matrix, bias.as_deref())?;
-    let x = x.as_standard_layout();
-    let x = x.as_slice().ok_or_else(|| Error::Internal("rows in standard layout".into()))?;
+    let copy;
+    let x = match x.as_slice() {
+        Some(x) => x,
+        None => {
+            let mut dense: ArrayD<T> = array(x.shape().to_vec())?;
+            dense.assign(x);
+            copy = dense;
+            copy.as_slice().unwrap_or(&[])
+        }
+    };
     packed.forward(x, m, &mut out, After { activation, residual: None })?;
     ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| Error::Internal(e.to_string()))
 }
