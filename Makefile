@@ -19,6 +19,8 @@ PYTHONS := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python
 # `make bench BENCH_PYTHON=... BENCH_OPTIONS=...`: an interpreter that has torch, and options of benchmarks/bench.py.
 BENCH_PYTHON ?= $(PY)
 BENCH_OPTIONS ?=
+# More options for pytest, for instance PYTEST_OPTIONS="-x -k masks".
+PYTEST_OPTIONS ?=
 # Clippy and the crate's tests with feature "python" link against the interpreter that the wheel is for.
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
@@ -98,14 +100,13 @@ lint-python: $(VENV)/.installed $(VENV)/.test
 
 # The instruction sets that are not the machine's best come first, so that the last lines are the summary of the whole.
 test-python: test-isas
-	time $(PY) -m pytest
+	time $(PY) -m pytest $(PYTEST_OPTIONS)
 
 test-isas: minilm $(VENV)/.test
-	@for isa in scalar avx2 avx512 neon; do \
-	  if [ "$$isa" = "$$($(PY) -c 'import headwise; print(headwise.isa())')" ]; then continue; fi; \
-	  if ! HEADWISE_ISA=$$isa $(PY) -c 'import headwise' 2>/dev/null; then continue; fi; \
+	@others=$$($(PY) -c 'import headwise as hw; print(*{*hw.show_config(mode="dicts")["available_isas"]} - {hw.isa()})'); \
+	for isa in $$others; do \
 	  echo "HEADWISE_ISA=$$isa pytest -m 'not once'"; \
-	  time HEADWISE_ISA=$$isa $(PY) -m pytest -q -m 'not once' -n 2; \
+	  time HEADWISE_ISA=$$isa $(PY) -m pytest -q -m 'not once' -n 2 $(PYTEST_OPTIONS); \
 	done
 
 # ---- the environment -------------------------------------------------------------------------------------------------
