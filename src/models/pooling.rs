@@ -12,7 +12,9 @@
 //! ```
 //!
 //! The mean is a sum over columns: each column is a chain of its own, so the loop runs over whole rows and the compiler
-//! may use any vectors without changing a bit. A text without tokens gives zeros.
+//! may use any vectors without changing a bit. The chain is in f64 whatever the rows are: 256 equal tokens, as a line of
+//! dots has, round the same way at each step of an f32 chain, which took the error of `MiniLM` from 1.8e-7 to 3.1e-7 there.
+//! A text without tokens gives zeros.
 
 use crate::simd::{Float, Isa, Kernel, Simd, VIRTUAL_LANES};
 
@@ -79,22 +81,22 @@ pub fn pool<T: Float>(pooling: Pooling, x: &[T], starts: &[usize], d: usize, out
 /// tokens (L, D) to row (D).
 fn mean<T: Float>(tokens: &[T], row: &mut [T]) {
     let d = row.len();
-    let mut chain = vec![T::ZERO; d];
-    row.fill(T::ZERO);
+    let mut chain = vec![0.0; d];
+    let mut total = vec![0.0; d];
     for block in tokens.chunks(BLOCK_ROWS * d) {
-        chain.fill(T::ZERO);
+        chain.fill(0.0);
         for token in block.chunks_exact(d) {
             for (c, &v) in chain.iter_mut().zip(token) {
-                *c += v;
+                *c += v.to_f64();
             }
         }
-        for (r, &c) in row.iter_mut().zip(&chain) {
-            *r += c;
+        for (t, &c) in total.iter_mut().zip(&chain) {
+            *t += c;
         }
     }
-    let count = T::from_f64((tokens.len() / d) as f64);
-    for r in row {
-        *r = *r / count;
+    let count = (tokens.len() / d) as f64;
+    for (r, t) in row.iter_mut().zip(total) {
+        *r = T::from_f64(t / count);
     }
 }
 
@@ -196,20 +198,30 @@ mod tests {
     #[test]
     fn the_mean_is_one_chain_in_blocks_of_256() {
         let (rows, d) = (600, 2);
-        let x: Vec<f32> = numbers(rows * d).iter().map(|v| *v as f32).collect();
-        let mut out = [0.0f32; 2];
+        let x = numbers(rows * d);
+        let mut out = [0.0; 2];
         pool(Pooling::Mean, &x, &[0, rows], d, &mut out);
         for (column, got) in out.iter().enumerate() {
-            let mut total = 0.0f32;
+            let mut total = 0.0;
             for block in 0..3 {
-                let mut chain = 0.0f32;
+                let mut chain = 0.0;
                 for t in block * 256..(block * 256 + 256).min(rows) {
                     chain += x[t * d + column];
                 }
                 total += chain;
             }
-            assert_eq!(got.to_bits(), (total / 600.0).to_bits());
+            assert_eq!(got.to_bits(), (total / 600.0f64).to_bits());
         }
+    }
+
+    #[test]
+    fn equal_rows_have_their_own_mean() {
+        // In f32 these chains end 32, 8 and 29 units in the last place away.
+        let row = [0.1f32, 1.0 / 3.0, -0.7];
+        let x: Vec<f32> = row.into_iter().cycle().take(3 * 256).collect();
+        let mut out = [0.0; 3];
+        pool(Pooling::Mean, &x, &[0, 256], 3, &mut out);
+        assert_eq!(out.map(f32::to_bits), row.map(f32::to_bits));
     }
 
     #[test]
