@@ -20,6 +20,7 @@
 pub mod error;
 pub mod kernels;
 pub mod models;
+pub mod nn;
 pub mod ops;
 pub mod philox;
 #[cfg(feature = "python")]

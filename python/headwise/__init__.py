@@ -9,6 +9,9 @@ In masks, ``True`` means *may be attended*, everywhere.
 
 from headwise._core import (
     __version__,
+    Encoder,
+    EncoderLayer,
+    MultiHeadAttention,
     allowed_mask,
     attention_varlen,
     get_num_threads,
@@ -27,13 +30,18 @@ from headwise._errors import (
     TokenizerError,
     UnsupportedModelError,
 )
+from headwise._layers import EncoderOutput
 from headwise._threads import num_threads
 
 __all__ = [
     "DTypeError",
+    "Encoder",
+    "EncoderLayer",
+    "EncoderOutput",
     "HeadwiseError",
     "InternalError",
     "ModelFormatError",
+    "MultiHeadAttention",
     "ShapeError",
     "TokenizerError",
     "UnsupportedModelError",

@@ -168,6 +168,11 @@ impl<'a, T: Float> Masks<'a, T> {
             Some(AttnMask::Added(m)) => Some(m.strides("attn_mask", "(B, H, L, S)", &full)?),
             None => None,
         };
+        let rank = match &self.attn_mask {
+            Some(AttnMask::Allowed(m)) => m.shape.len(),
+            Some(AttnMask::Added(m)) => m.shape.len(),
+            None => 0,
+        };
         let element = |b: usize| -> Result<Element<'a, T>> {
             let length = lengths.as_ref().map(|(m, strides)| m.data[place(b, batch, strides)] as usize);
             let offset = match (&self.causal_offset, &offsets) {
@@ -187,8 +192,9 @@ impl<'a, T: Float> Masks<'a, T> {
             if let (Some(mask), Some(strides)) = (&self.attn_mask, &attn) {
                 let start = place(b, batch, strides);
                 let steps = [strides[batch.len()], strides[batch.len() + 1], strides[batch.len() + 2]];
-                // Constant over heads and queries: a mask of keys.
-                let of_keys = steps[0] == 0 && steps[1] == 0;
+                // Repeated over heads and queries: a mask of keys. A single query with a mask of its own row is none:
+                // it has the bits that it has among others.
+                let of_keys = steps[0] == 0 && steps[1] == 0 && (l != 1 || rank < 2);
                 pairs = match mask {
                     AttnMask::Allowed(m) if of_keys && !m.data.is_empty() => {
                         keys.retain(|j| m.data[start + j * steps[2]])?;

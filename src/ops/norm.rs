@@ -51,6 +51,43 @@ pub fn rms_norm<T: Float>(
     })
 }
 
+/// Layer norm of dense rows of `width` numbers, for layers, which have checked their shapes.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn layer_norm_rows<T: Float>(
+    x: &[T],
+    width: usize,
+    weight: Option<&[T]>,
+    bias: Option<&[T]>,
+    eps: T,
+    out: &mut [T],
+) -> Result<()> {
+    let isa = active()?;
+    over_rows(&mut out[..x.len()], width, 1 + width / 2, |first, out| {
+        let x = &x[first * width..first * width + out.len()];
+        T::dispatch(isa, LayerNorm { x, out, width, weight, bias, eps });
+    })
+}
+
+/// RMS norm of dense rows of `width` numbers, for layers.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn rms_norm_rows<T: Float>(
+    x: &[T],
+    width: usize,
+    weight: Option<&[T]>,
+    eps: T,
+    out: &mut [T],
+) -> Result<()> {
+    let isa = active()?;
+    over_rows(&mut out[..x.len()], width, 1 + width / 2, |first, out| {
+        let x = &x[first * width..first * width + out.len()];
+        T::dispatch(isa, RmsNorm { x, out, width, weight, eps });
+    })
+}
+
 fn each_run<T: Float>(
     x: &ArrayViewD<'_, T>,
     width: usize,

@@ -139,6 +139,39 @@ pub fn rotary_embedding<T: Float>(
     shaped(x.shape(), out)
 }
 
+/// Turns, in place, every head of the rows (H E) of sequences that stand back to back; positions count from 0 in each.
+///
+/// # Errors
+/// `Value` for an odd E, `Memory`, `Interrupted`, `Internal`.
+pub fn rotate_rows<T: Float>(
+    x: &mut [T],
+    heads: usize,
+    e: usize,
+    lengths: &[usize],
+    theta: f64,
+) -> Result<()> {
+    let longest = lengths.iter().copied().max().unwrap_or(0);
+    let positions: Vec<f64> = (0..longest).map(|p| p as f64).collect();
+    let Angles { cos, sin, pairs } = Angles::<T>::new(&positions, e, &Rotary { theta, ..Rotary::default() })?;
+    let places: Vec<usize> = lengths.iter().flat_map(|&n| 0..n).collect();
+    let isa = active()?;
+    let width = heads * e;
+    over_rows(&mut x[..places.len() * width], width, 1 + width / 2, |first, rows| {
+        let mut turned = vec![T::ZERO; e];
+        for (i, row) in rows.chunks_exact_mut(width).enumerate() {
+            let angle = places[first + i] * pairs..(places[first + i] + 1) * pairs;
+            for head in row.chunks_exact_mut(e) {
+                let (cos, sin) = (&cos[angle.clone()], &sin[angle.clone()]);
+                T::dispatch(
+                    isa,
+                    Rotate { x: head, out: &mut turned, width: e, cos, sin, pairs, interleaved: false },
+                );
+                head.copy_from_slice(&turned);
+            }
+        }
+    })
+}
+
 /// Whether positions differ between batch elements.
 fn check_positions(shape: &[usize], l: usize, positions: Option<&ArrayViewD<'_, f64>>) -> Result<bool> {
     let Some(p) = positions else { return Ok(false) };
@@ -159,6 +192,26 @@ mod tests {
     use super::*;
     use crate::kernels::naive;
     use crate::kernels::testing::{assert_same_bits, normals, rms_relative};
+
+    #[test]
+    fn rows_of_heads_are_as_heads_alone() {
+        let (lengths, heads, e) = ([3, 0, 5], 2, 6);
+        let x = normals::<f32>(8 * heads * e, 4, 1.0);
+        let mut rows = x.clone();
+        rotate_rows(&mut rows, heads, e, &lengths, 10000.0).unwrap();
+        let mut start = 0;
+        for n in lengths {
+            for h in 0..heads {
+                let of = |x: &[f32]| -> Vec<f32> {
+                    (start..start + n).flat_map(|i| x[(i * heads + h) * e..][..e].to_vec()).collect()
+                };
+                let alone = shaped(&[n, e], of(&x)).unwrap();
+                let alone = rotary_embedding(&alone.view(), None, &Rotary::default()).unwrap();
+                assert_same_bits(&of(&rows), alone.as_slice().unwrap());
+            }
+            start += n;
+        }
+    }
 
     #[test]
     fn positions_shared_and_by_batch() {

@@ -9,6 +9,7 @@ mod config;
 mod dtypes;
 mod errors;
 mod functions;
+mod layers;
 mod masks;
 mod outputs;
 mod peak;
@@ -32,6 +33,12 @@ mod _core {
     use super::functions::attention::{attention_varlen, scaled_dot_product_attention};
     #[pymodule_export]
     use super::functions::linear::linear;
+    #[pymodule_export]
+    use super::layers::encoder::PyEncoder;
+    #[pymodule_export]
+    use super::layers::encoder_layer::PyEncoderLayer;
+    #[pymodule_export]
+    use super::layers::multi_head_attention::PyMultiHeadAttention;
     #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]

@@ -1,0 +1,25 @@
+"""What the layers of the compiled module need from Python: the result of a stack, and the way back from a pickle."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class EncoderOutput(NamedTuple):
+    """What `Encoder` returns if hidden states or weights are asked for."""
+
+    #: The output, (B, L, D), or a list of (L_i, D).
+    output: Any
+    #: The input and each layer's output, or None.
+    hidden_states: list[Any] | None
+    #: (B, H, L, L) of each layer, or a dict of (layer, head) to (B, L, L), or None.
+    weights: Any
+
+
+def rebuild(cls: type[Any], keywords: dict[str, Any], pruned: Any, state: dict[str, Any]) -> Any:
+    """Make a layer again from what its `__reduce__` gave."""
+    layer = cls(**keywords, rng=0)
+    if pruned:
+        layer = layer.prune_heads(pruned)
+    layer.load_state_dict(state)
+    return layer

@@ -1,0 +1,207 @@
+//! Parameters of multi-head attention: first values, names, loading, pruning.
+
+use super::{AttentionConfig, MultiHeadAttention};
+use crate::error::{Error, Result};
+use crate::nn::init::Init;
+use crate::nn::linear::Linear;
+use crate::nn::state::{Loader, Module, State, Tensor, prefixed};
+use crate::simd::Float;
+
+impl<T: Float> MultiHeadAttention<T> {
+    /// The same in another float type.
+    pub fn cast<U: Float>(&self) -> MultiHeadAttention<U> {
+        MultiHeadAttention {
+            config: self.config.clone(),
+            q: self.q.cast(),
+            k: self.k.cast(),
+            v: self.v.cast(),
+            out: self.out.cast(),
+        }
+    }
+
+    /// Parameters as torch begins with them: projections of Glorot and Bengio, biases of zero.
+    ///
+    /// # Errors
+    /// `Shape` for too many numbers, `Memory`.
+    pub fn new(config: AttentionConfig, init: &mut Init) -> Result<Self> {
+        let (wide, narrow) = (config.query_width(), config.kv_width());
+        // torch draws a packed matrix as one: its fan out is three times the width.
+        let fans = |rows: usize, columns: usize| {
+            if config.is_packed() { 4 * config.d_model } else { rows + columns }
+        };
+        let bias = |n: usize| config.bias.then(|| vec![T::ZERO; n]);
+        let q = init.xavier(&[wide, config.d_model], fans(wide, config.d_model))?;
+        let k = init.xavier(&[narrow, config.key_dim], fans(narrow, config.key_dim))?;
+        let v = init.xavier(&[narrow, config.value_dim], fans(narrow, config.value_dim))?;
+        let out = init.linear(&[config.d_model, wide], wide)?;
+        Ok(Self {
+            q: Linear::new(q, bias(wide)),
+            k: Linear::new(k, bias(narrow)),
+            v: Linear::new(v, bias(narrow)),
+            out: Linear::new(out, bias(config.d_model)),
+            config,
+        })
+    }
+
+    /// A layer without some heads: their rows of the projections and columns of the output projection are gone.
+    ///
+    /// # Errors
+    /// `Value` for a head that is not there, for all of them, and for a choice that leaves groups of unequal size.
+    pub fn prune(&self, heads: &[usize]) -> Result<Self> {
+        let config = &self.config;
+        if let Some(h) = heads.iter().find(|&&h| h >= config.num_heads) {
+            return Err(Error::Value(format!(
+                "heads: expected numbers below H = {}, got {h}",
+                config.num_heads
+            )));
+        }
+        let kept: Vec<usize> = (0..config.num_heads).filter(|h| !heads.contains(h)).collect();
+        if kept.is_empty() {
+            return Err(Error::Value(format!(
+                "heads: at least one of the {} heads must stay",
+                config.num_heads
+            )));
+        }
+        let group = config.num_heads / config.num_kv_heads;
+        let left = |g: usize| kept.iter().filter(|&&h| h / group == g).count();
+        let kept_groups: Vec<usize> = (0..config.num_kv_heads).filter(|&g| left(g) > 0).collect();
+        if kept_groups.iter().any(|&g| left(g) != left(kept_groups[0])) {
+            return Err(Error::Value(format!(
+                "heads: grouped queries need equally many heads left in every group of {group} that is left, got {heads:?}"
+            )));
+        }
+        let e = config.head_dim;
+        let out_weight: Vec<T> = self
+            .out
+            .weight
+            .data
+            .chunks_exact(config.query_width())
+            .flat_map(|row| kept.iter().flat_map(|&h| row[h * e..(h + 1) * e].iter().copied()))
+            .collect();
+        let config =
+            AttentionConfig { num_heads: kept.len(), num_kv_heads: kept_groups.len(), ..config.clone() };
+        Ok(Self {
+            q: keep_rows(&self.q, &kept, e),
+            k: keep_rows(&self.k, &kept_groups, e),
+            v: keep_rows(&self.v, &kept_groups, e),
+            out: Linear::new(
+                Tensor::new(&[config.d_model, config.query_width()], out_weight),
+                self.out.bias.clone(),
+            ),
+            config,
+        })
+    }
+}
+
+impl<T: Float> Module<T> for MultiHeadAttention<T> {
+    fn state(&self) -> State<T> {
+        let config = &self.config;
+        let mut state = Vec::new();
+        let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
+        if config.is_packed() {
+            let mut all = Vec::with_capacity(3 * self.q.weight.data.len());
+            parts.iter().for_each(|(_, p)| all.extend_from_slice(&p.weight.data));
+            state
+                .push(("in_proj_weight".to_owned(), Tensor::new(&[3 * config.d_model, config.d_model], all)));
+        } else if config.fits_torch() {
+            state.extend(parts.map(|(x, p)| (format!("{x}_proj_weight"), p.weight.clone())));
+        }
+        if config.fits_torch() {
+            if config.bias {
+                let all: Vec<T> =
+                    parts.iter().flat_map(|(_, p)| p.bias.clone().unwrap_or_default()).collect();
+                state.push(("in_proj_bias".to_owned(), Tensor::new(&[all.len()], all)));
+            }
+        } else {
+            parts
+                .into_iter()
+                .for_each(|(x, p)| state.extend(prefixed(&format!("{x}_proj."), linear_state(p))));
+        }
+        state.extend(prefixed("out_proj.", linear_state(&self.out)));
+        state
+    }
+
+    fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        let name = |rest: &str| format!("{prefix}{rest}");
+        let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
+        let heights = parts.map(|(_, p)| p.n());
+        let mut weights: Vec<Tensor<T>> = Vec::new();
+        let mut biases: Vec<Option<Vec<T>>> = Vec::new();
+        let split = loader.has(&name("q_proj.weight"))
+            || !(self.config.fits_torch()
+                || loader.has(&name("in_proj_weight"))
+                || loader.has(&name("q_proj_weight")));
+        if split {
+            for (x, p) in parts {
+                let loaded = load_linear(p, &name(&format!("{x}_proj.")), loader)?;
+                weights.push(loaded.weight);
+                biases.push(loaded.bias);
+            }
+        } else {
+            let same_width = parts.iter().all(|(_, p)| p.k() == self.q.k());
+            if same_width && !loader.has(&name("q_proj_weight")) {
+                let all: Vec<T> = parts.iter().flat_map(|(_, p)| p.weight.data.iter().copied()).collect();
+                let all = Tensor::new(&[heights.iter().sum(), self.q.k()], all);
+                let all = loader.take(&name("in_proj_weight"), &all)?;
+                let mut at = 0;
+                for n in heights {
+                    weights.push(all.rows(at..at + n));
+                    at += n;
+                }
+            } else {
+                for (x, p) in parts {
+                    weights.push(loader.take(&name(&format!("{x}_proj_weight")), &p.weight)?);
+                }
+            }
+            let current: Option<Vec<T>> = self
+                .config
+                .bias
+                .then(|| parts.iter().flat_map(|(_, p)| p.bias.clone().unwrap_or_default()).collect());
+            let all = loader.take_vec(&name("in_proj_bias"), current.as_ref())?;
+            let mut at = 0;
+            for n in heights {
+                biases.push(all.as_ref().map(|b| b[at..at + n].to_vec()));
+                at += n;
+            }
+        }
+        let mut linears = weights.into_iter().zip(biases).map(|(w, b)| Linear::new(w, b));
+        let mut next = || linears.next().expect("three projections");
+        Ok(Self {
+            q: next(),
+            k: next(),
+            v: next(),
+            out: load_linear(&self.out, &name("out_proj."), loader)?,
+            config: self.config.clone(),
+        })
+    }
+}
+
+fn keep_rows<T: Float>(linear: &Linear<T>, heads: &[usize], e: usize) -> Linear<T> {
+    let width = linear.k();
+    let data = heads
+        .iter()
+        .flat_map(|h| linear.weight.data[h * e * width..(h + 1) * e * width].iter().copied())
+        .collect();
+    let bias = linear
+        .bias
+        .as_ref()
+        .map(|b| heads.iter().flat_map(|h| b[h * e..(h + 1) * e].iter().copied()).collect());
+    Linear::new(Tensor::new(&[heads.len() * e, width], data), bias)
+}
+
+/// `weight` and `bias` of a linear map.
+pub(crate) fn linear_state<T: Float>(linear: &Linear<T>) -> State<T> {
+    let mut state = vec![("weight".to_owned(), linear.weight.clone())];
+    state.extend(linear.bias.as_ref().map(|b| ("bias".to_owned(), Tensor::new(&[b.len()], b.clone()))));
+    state
+}
+
+/// A linear map with the parameters of a state.
+pub(crate) fn load_linear<T: Float>(
+    linear: &Linear<T>,
+    prefix: &str,
+    loader: &mut Loader<T>,
+) -> Result<Linear<T>> {
+    let weight = loader.take(&format!("{prefix}weight"), &linear.weight)?;
+    Ok(Linear::new(weight, loader.take_vec(&format!("{prefix}bias"), linear.bias.as_ref())?))
+}

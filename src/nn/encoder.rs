@@ -1,0 +1,213 @@
+//! A stack of encoder layers.
+
+use super::attention::{Call, WantedHeads};
+use super::dropout::site_key;
+use super::encoder_layer::{EncoderLayer, LayerConfig};
+use super::init::Init;
+use super::norm::Norm;
+use super::state::{Loader, Module, State, prefixed};
+use super::tokens::Layout;
+use crate::error::{Error, Result};
+use crate::ops::alibi::alibi_slopes;
+use crate::ops::masks::Element;
+use crate::ops::positions::{Layout as Waves, sinusoidal_positions};
+use crate::simd::Float;
+
+/// How a stack tells tokens apart by their place. Places count the tokens that masks keep, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Positions {
+    /// Added to the input: sines and cosines (Vaswani et al. 2017).
+    Sinusoidal,
+    /// Queries and keys turned by their place (Su et al. 2021).
+    Rotary,
+    /// A bias that falls with distance (Press et al. 2022).
+    Alibi,
+}
+
+/// Base of rotary positions, as in their paper.
+const ROTARY_THETA: f64 = 10_000.0;
+
+/// A stack with its parameters.
+#[derive(Clone, Debug)]
+pub struct Encoder<T> {
+    /// The layers; pruning may have left them with different numbers of heads.
+    pub layers: Vec<EncoderLayer<T>>,
+    /// What each layer was made with.
+    pub config: LayerConfig,
+    /// How places are told.
+    pub positions: Option<Positions>,
+    norm: Option<Norm<T>>,
+}
+
+/// How a stack is called.
+#[derive(Clone, Copy, Debug)]
+pub struct StackCall<'a, T> {
+    /// What masks say of each sequence; empty for nothing.
+    pub masks: &'a [Element<'a, T>],
+    /// Whether a token sees only those before it.
+    pub causal: bool,
+    /// Tokens seen to the left and to the right.
+    pub window: (Option<usize>, Option<usize>),
+    /// Factor of each head, for each layer.
+    pub head_mask: Option<&'a [Vec<T>]>,
+    /// Which weights of each layer; empty for none.
+    pub weights: &'a [WantedHeads<'a>],
+    /// Whether the states between layers are wanted.
+    pub hidden_states: bool,
+    /// Key of dropout in training.
+    pub dropout: Option<u64>,
+}
+
+/// What a stack returns, all as rows without padding.
+pub struct StackOutput<T> {
+    /// (T, D)
+    pub rows: Vec<T>,
+    /// The input and the output of each layer, where wanted; the last with the final norm.
+    pub hidden_states: Vec<Vec<T>>,
+    /// Weights of each layer, (heads, L, S) of each sequence back to back; empty where none are wanted.
+    pub weights: Vec<Vec<T>>,
+}
+
+impl<T: Float> Encoder<T> {
+    /// The same in another float type.
+    pub fn cast<U: Float>(&self) -> Encoder<U> {
+        Encoder {
+            layers: self.layers.iter().map(EncoderLayer::cast).collect(),
+            config: self.config.clone(),
+            positions: self.positions,
+            norm: self.norm.as_ref().map(Norm::cast),
+        }
+    }
+
+    /// Parameters as torch begins with them.
+    ///
+    /// # Errors
+    /// `Value` for rotary positions of an odd head width.
+    pub fn new(
+        num_layers: usize,
+        config: LayerConfig,
+        final_norm: bool,
+        positions: Option<Positions>,
+        init: &mut Init,
+    ) -> Result<Self> {
+        if positions == Some(Positions::Rotary) && config.attention.head_dim % 2 != 0 {
+            return Err(Error::Value(format!(
+                "positions: rotary positions turn pairs of columns and need an even head_dim, got {}",
+                config.attention.head_dim
+            )));
+        }
+        let layers =
+            (0..num_layers).map(|_| EncoderLayer::new(config.clone(), init)).collect::<Result<_>>()?;
+        let norm = final_norm.then(|| {
+            Norm::new(config.norm, config.attention.d_model, config.layer_norm_eps, config.attention.bias)
+        });
+        Ok(Self { layers, config, positions, norm })
+    }
+
+    /// Whether a norm follows the last layer.
+    pub fn has_final_norm(&self) -> bool {
+        self.norm.is_some()
+    }
+
+    /// Takes rows (T, D) through all layers.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn forward(&self, rows: Vec<T>, layout: &Layout, call: &StackCall<'_, T>) -> Result<StackOutput<T>> {
+        let mut x = rows;
+        if self.positions == Some(Positions::Sinusoidal) {
+            self.add_positions(&mut x, layout)?;
+        }
+        let mut output = StackOutput { rows: Vec::new(), hidden_states: Vec::new(), weights: Vec::new() };
+        let mut buffers = None;
+        for (n, layer) in self.layers.iter().enumerate() {
+            if call.hidden_states {
+                output.hidden_states.push(x.clone());
+            }
+            let heads = layer.config.attention.num_heads;
+            let slopes =
+                (self.positions == Some(Positions::Alibi)).then(|| alibi_slopes::<T>(heads)).transpose()?;
+            let of_layer = Call {
+                masks: call.masks,
+                causal: call.causal,
+                window: call.window,
+                head_mask: call.head_mask.map(|m| &m[n][..]),
+                alibi: slopes.as_deref(),
+                rotary: (self.positions == Some(Positions::Rotary)).then_some(ROTARY_THETA),
+                dropout: call.dropout.map(|key| site_key(key, n, 9)),
+                weights: call.weights.get(n).copied().unwrap_or(WantedHeads::None),
+                ..Call::default()
+            };
+            // Layers share the buffers as long as they have the same widths.
+            let config = &layer.config.attention;
+            if buffers.as_ref().is_none_or(|(widths, _)| *widths != (config.query_width(), config.kv_width()))
+            {
+                let fresh = layer.buffers(layout, call.dropout.is_some())?;
+                buffers = Some(((config.query_width(), config.kv_width()), fresh));
+            }
+            let (_, buffers) = buffers.as_mut().expect("made above");
+            output.weights.push(layer.forward(&mut x, layout, &of_layer, buffers)?);
+        }
+        if let Some(norm) = &self.norm {
+            let mut normed = crate::ops::buffer::zeros(x.len())?;
+            norm.forward(&x, &mut normed)?;
+            x = normed;
+        }
+        if call.hidden_states {
+            output.hidden_states.push(x.clone());
+        }
+        output.rows = x;
+        Ok(output)
+    }
+
+    fn add_positions(&self, x: &mut [T], layout: &Layout) -> Result<()> {
+        let d = self.config.attention.d_model;
+        let longest = layout.lengths.iter().copied().max().unwrap_or(0);
+        let table = sinusoidal_positions::<T>(longest, d, Waves::Interleaved)?;
+        let mut at = 0;
+        for &n in &layout.lengths {
+            x[at..at + n * d].iter_mut().zip(&table).for_each(|(x, &p)| *x += p);
+            at += n * d;
+        }
+        Ok(())
+    }
+
+    /// A stack without some heads of some layers.
+    ///
+    /// # Errors
+    /// `Value` for a layer that is not there, and those of [`EncoderLayer::prune`].
+    pub fn prune(&self, heads: &[(usize, Vec<usize>)]) -> Result<Self> {
+        let mut pruned = self.clone();
+        for (n, heads) in heads {
+            let layer = pruned.layers.get(*n).ok_or_else(|| {
+                Error::Value(format!("heads: expected layers below {}, got {n}", self.layers.len()))
+            })?;
+            pruned.layers[*n] = layer.prune(heads)?;
+        }
+        Ok(pruned)
+    }
+}
+
+impl<T: Float> Module<T> for Encoder<T> {
+    fn state(&self) -> State<T> {
+        let mut state = Vec::new();
+        for (n, layer) in self.layers.iter().enumerate() {
+            state.extend(prefixed(&format!("layers.{n}."), layer.state()));
+        }
+        if let Some(norm) = &self.norm {
+            state.extend(prefixed("norm.", norm.state()));
+        }
+        state
+    }
+
+    fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        let layers = self.layers.iter().enumerate();
+        let layers =
+            layers.map(|(n, l)| l.load(&format!("{prefix}layers.{n}."), loader)).collect::<Result<_>>()?;
+        let norm = match &self.norm {
+            Some(norm) => Some(norm.load(&format!("{prefix}norm."), loader)?),
+            None => None,
+        };
+        Ok(Self { layers, norm, config: self.config.clone(), positions: self.positions })
+    }
+}

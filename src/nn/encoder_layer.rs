@@ -1,0 +1,199 @@
+//! One layer of a transformer encoder.
+//!
+//! ```text
+//! post-norm  x = norm1(x + attention(x));   x = norm2(x + feed(x))          (Vaswani et al. 2017)
+//! pre-norm   x = x + attention(norm1(x));   x = x + feed(norm2(x))          (Xiong et al. 2020)
+//! ```
+
+use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention};
+use super::dropout::{drop_out, site_key};
+use super::feed_forward::{FeedForward, HiddenRows};
+use super::init::Init;
+use super::norm::{Norm, NormKind};
+use super::state::{Loader, Module, State, prefixed};
+use super::tokens::{Layout, Tokens, buffer};
+use crate::error::{Error, Result};
+use crate::kernels::activation::Activation;
+use crate::ops::aligned::Aligned;
+use crate::ops::linear::After;
+use crate::simd::Float;
+
+/// Widths and options of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerConfig {
+    /// Of its attention; its dropout is the layer's.
+    pub attention: AttentionConfig,
+    /// F
+    pub d_ff: usize,
+    /// Of the feed-forward part.
+    pub activation: Activation,
+    /// Which norm.
+    pub norm: NormKind,
+    /// Whether norms stand before the parts.
+    pub norm_first: bool,
+    /// Added to the variance.
+    pub layer_norm_eps: f64,
+    /// Whether the feed-forward part is gated.
+    pub gated: bool,
+}
+
+impl LayerConfig {
+    /// Checks what [`AttentionConfig::new`] has not.
+    ///
+    /// # Errors
+    /// `Value`, naming the argument.
+    pub fn check(self) -> Result<Self> {
+        super::attention::config::at_least_one("d_ff", self.d_ff)?;
+        if !(self.layer_norm_eps >= 0.0 && self.layer_norm_eps.is_finite()) {
+            return Err(Error::Value(format!(
+                "layer_norm_eps: expected 0 or more, got {}",
+                self.layer_norm_eps
+            )));
+        }
+        Ok(self)
+    }
+}
+
+/// A layer with its parameters.
+#[derive(Clone, Debug)]
+pub struct EncoderLayer<T> {
+    /// Widths and options.
+    pub config: LayerConfig,
+    attention: MultiHeadAttention<T>,
+    feed_forward: FeedForward<T>,
+    norm1: Norm<T>,
+    norm2: Norm<T>,
+}
+
+/// What a layer writes between its input and its output.
+pub struct LayerBuffers<T> {
+    attention: AttentionBuffers<T>,
+    hidden: HiddenRows<T>,
+    normed: Aligned<T>,
+    middle: Aligned<T>,
+}
+
+impl<T: Float> EncoderLayer<T> {
+    /// The same in another float type.
+    pub fn cast<U: Float>(&self) -> EncoderLayer<U> {
+        EncoderLayer {
+            config: self.config.clone(),
+            attention: self.attention.cast(),
+            feed_forward: self.feed_forward.cast(),
+            norm1: self.norm1.cast(),
+            norm2: self.norm2.cast(),
+        }
+    }
+
+    /// Parameters as torch begins with them.
+    ///
+    /// # Errors
+    /// `Shape` for too many numbers, `Memory`.
+    pub fn new(config: LayerConfig, init: &mut Init) -> Result<Self> {
+        let attention = MultiHeadAttention::new(config.attention.clone(), init)?;
+        let AttentionConfig { d_model, bias, dropout, .. } = config.attention;
+        let widths = (d_model, config.d_ff);
+        let feed_forward = FeedForward::new(widths, config.gated, config.activation, bias, dropout, init)?;
+        let norm = || Norm::new(config.norm, d_model, config.layer_norm_eps, bias);
+        Ok(Self { attention, feed_forward, norm1: norm(), norm2: norm(), config })
+    }
+
+    /// Room for a call over the tokens of a layout.
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub fn buffers(&self, layout: &Layout, training: bool) -> Result<LayerBuffers<T>> {
+        let (rows, d) = (layout.total(), self.config.attention.d_model);
+        Ok(LayerBuffers {
+            attention: AttentionBuffers::new(&self.config.attention, rows, rows)?,
+            hidden: self.feed_forward.buffers(rows, training)?,
+            normed: buffer(rows, d)?,
+            middle: buffer(rows, d)?,
+        })
+    }
+
+    /// Takes the rows `x` (T, D) through the layer, in place; returns the wanted weights.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn forward(
+        &self,
+        x: &mut [T],
+        layout: &Layout,
+        call: &Call<'_, T>,
+        buffers: &mut LayerBuffers<T>,
+    ) -> Result<Vec<T>> {
+        let rows = layout.total();
+        let LayerBuffers { attention, hidden, normed, middle } = buffers;
+        let dropout = call.dropout.filter(|_| self.config.attention.dropout > 0.0);
+        let norm_first = self.config.norm_first;
+        let first: &[T] = if norm_first {
+            self.norm1.forward(x, normed)?;
+            normed
+        } else {
+            x
+        };
+        // With dropout the residual is added after it, else by the product itself: the same sums either way.
+        let residual = dropout.is_none().then_some(&*x);
+        let after = After { activation: Activation::Identity, residual };
+        let tokens = Tokens { rows: first, layout };
+        let weights = self.attention.forward(tokens, tokens, first, call, attention, middle, after)?;
+        if let Some(key) = dropout {
+            self.drop_and_add(middle, x, site_key(key, 0, 1))?;
+        }
+        if norm_first {
+            x.copy_from_slice(middle);
+            self.norm2.forward(x, normed)?;
+        } else {
+            self.norm1.forward(middle, x)?;
+        }
+        let second: &[T] = if norm_first { normed } else { x };
+        let residual = dropout.is_none().then_some(&*x);
+        self.feed_forward.forward(second, rows, middle, residual, dropout, hidden)?;
+        if let Some(key) = dropout {
+            self.drop_and_add(middle, x, site_key(key, 0, 3))?;
+        }
+        if norm_first {
+            x.copy_from_slice(middle);
+        } else {
+            self.norm2.forward(middle, x)?;
+        }
+        Ok(weights)
+    }
+
+    fn drop_and_add(&self, y: &mut [T], x: &[T], key: u64) -> Result<()> {
+        drop_out(y, self.config.attention.dropout, key)?;
+        y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+        Ok(())
+    }
+
+    /// A layer without some heads.
+    ///
+    /// # Errors
+    /// Those of [`MultiHeadAttention::prune`].
+    pub fn prune(&self, heads: &[usize]) -> Result<Self> {
+        let attention = self.attention.prune(heads)?;
+        let config = LayerConfig { attention: attention.config.clone(), ..self.config.clone() };
+        Ok(Self { config, attention, ..self.clone() })
+    }
+}
+
+impl<T: Float> Module<T> for EncoderLayer<T> {
+    fn state(&self) -> State<T> {
+        let mut state: State<T> = prefixed("self_attn.", self.attention.state()).collect();
+        state.extend(self.feed_forward.state());
+        state.extend(prefixed("norm1.", self.norm1.state()));
+        state.extend(prefixed("norm2.", self.norm2.state()));
+        state
+    }
+
+    fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        Ok(Self {
+            config: self.config.clone(),
+            attention: self.attention.load(&format!("{prefix}self_attn."), loader)?,
+            feed_forward: self.feed_forward.load(prefix, loader)?,
+            norm1: self.norm1.load(&format!("{prefix}norm1."), loader)?,
+            norm2: self.norm2.load(&format!("{prefix}norm2."), loader)?,
+        })
+    }
+}

@@ -1,0 +1,144 @@
+//! A batch as rows without padding.
+//!
+//! Sequences stand back to back. What a mask blocks for a whole sequence is not there at all, so no kernel spends time
+//! on it and none can be influenced by it; each token remembers its place in the sequence it came from, by which masks,
+//! causality and windows know it.
+
+use std::borrow::Cow;
+
+use crate::error::Result;
+use crate::ops::aligned::Aligned;
+use crate::simd::Float;
+
+/// Which rows of a padded batch are tokens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Tokens of each sequence.
+    pub lengths: Vec<usize>,
+    /// Extent of each sequence with its padding.
+    pub full: Vec<usize>,
+    /// The place of each token within its sequence, where any padding was left out.
+    pub places: Option<Vec<Vec<u32>>>,
+}
+
+impl Layout {
+    /// Sequences without padding.
+    pub fn dense(lengths: Vec<usize>) -> Self {
+        Self { full: lengths.clone(), lengths, places: None }
+    }
+
+    /// A batch (B, L) of which `keep` names the tokens.
+    pub fn padded(b: usize, l: usize, keep: Option<&[bool]>) -> Self {
+        let Some(keep) = keep.filter(|k| k.contains(&false)) else {
+            return Self::dense(vec![l; b]);
+        };
+        let places: Vec<Vec<u32>> =
+            keep.chunks_exact(l).map(|row| (0..l as u32).filter(|&i| row[i as usize]).collect()).collect();
+        Self { lengths: places.iter().map(Vec::len).collect(), full: vec![l; b], places: Some(places) }
+    }
+
+    /// Tokens of the whole batch.
+    pub fn total(&self) -> usize {
+        self.lengths.iter().sum()
+    }
+
+    /// Places of the tokens of sequence `b`, if padding was left out.
+    pub fn places_of(&self, b: usize) -> Option<&Vec<u32>> {
+        self.places.as_ref().map(|p| &p[b])
+    }
+
+    /// Takes the tokens' rows out of a padded batch.
+    pub fn gather<'a, T: Copy>(&self, x: &'a [T], width: usize) -> Cow<'a, [T]> {
+        let Some(places) = &self.places else { return Cow::Borrowed(x) };
+        let mut rows = Vec::with_capacity(self.total() * width);
+        let mut start = 0;
+        for (places, full) in places.iter().zip(&self.full) {
+            for &p in places {
+                rows.extend_from_slice(&x[(start + p as usize) * width..][..width]);
+            }
+            start += full;
+        }
+        Cow::Owned(rows)
+    }
+
+    /// Puts the tokens' rows back among rows of zeros.
+    pub fn scatter<T: Float>(&self, rows: Vec<T>, width: usize) -> Vec<T> {
+        let Some(places) = &self.places else { return rows };
+        let mut x = vec![T::ZERO; self.full.iter().sum::<usize>() * width];
+        let (mut start, mut at) = (0, 0);
+        for (places, full) in places.iter().zip(&self.full) {
+            for &p in places {
+                x[(start + p as usize) * width..][..width].copy_from_slice(&rows[at..at + width]);
+                at += width;
+            }
+            start += full;
+        }
+        x
+    }
+
+    /// Puts weights (heads, tokens of `self`, tokens of `keys`) of each sequence back among zeros (heads, L, S).
+    pub fn scatter_weights<T: Float>(&self, keys: &Layout, weights: Vec<T>, heads: usize) -> Vec<T> {
+        if self.places.is_none() && keys.places.is_none() {
+            return weights;
+        }
+        let pairs = self.full.iter().zip(&keys.full);
+        let mut x = vec![T::ZERO; pairs.map(|(l, s)| heads * l * s).sum()];
+        let (mut start, mut at) = (0, 0);
+        for b in 0..self.lengths.len() {
+            let (l, s) = (self.full[b], keys.full[b]);
+            for h in 0..heads {
+                for i in 0..self.lengths[b] {
+                    let row = self.places_of(b).map_or(i, |p| p[i] as usize);
+                    let to = &mut x[start + (h * l + row) * s..][..s];
+                    let from = &weights[at..at + keys.lengths[b]];
+                    match keys.places_of(b) {
+                        None => to.copy_from_slice(from),
+                        Some(places) => places.iter().zip(from).for_each(|(&p, &w)| to[p as usize] = w),
+                    }
+                    at += keys.lengths[b];
+                }
+            }
+            start += heads * l * s;
+        }
+        x
+    }
+}
+
+/// Rows of a batch and where they stand.
+#[derive(Clone, Copy, Debug)]
+pub struct Tokens<'a, T> {
+    /// (T, width), dense.
+    pub rows: &'a [T],
+    /// The sequences.
+    pub layout: &'a Layout,
+}
+
+/// Rows that a layer writes and the next reads; made once for all layers of a call.
+pub(crate) fn buffer<T: Float>(rows: usize, width: usize) -> Result<Aligned<T>> {
+    Aligned::zeros(rows.saturating_mul(width))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_and_weights_go_out_and_back() {
+        let keep = [true, false, true, false, true, true];
+        let layout = Layout::padded(2, 3, Some(&keep));
+        assert_eq!(layout.lengths, [2, 2]);
+        let x: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let rows = layout.gather(&x, 2);
+        assert_eq!(&*rows, [0., 1., 4., 5., 8., 9., 10., 11.]);
+        let back = layout.scatter(rows.into_owned(), 2);
+        assert_eq!(back, [0., 1., 0., 0., 4., 5., 0., 0., 8., 9., 10., 11.]);
+        let weights: Vec<f32> = (1..=8).map(|i| i as f32).collect();
+        let back = layout.scatter_weights(&layout, weights, 1);
+        assert_eq!(back, [1., 0., 2., 0., 0., 0., 3., 0., 4., 0., 0., 0., 0., 5., 6., 0., 7., 8.]);
+    }
+
+    #[test]
+    fn a_mask_that_keeps_all_moves_nothing() {
+        assert_eq!(Layout::padded(2, 3, Some(&[true; 6])), Layout::dense(vec![3, 3]));
+    }
+}

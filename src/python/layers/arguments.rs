@@ -1,0 +1,69 @@
+//! Arguments that the layers share: widths, numbers, unknown keywords.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use crate::error::Error;
+use crate::python::arrays::type_name;
+use crate::python::rng::is_index;
+
+/// A width or a count.
+///
+/// # Errors
+/// `TypeError` for what is no int, `ValueError` below 0.
+pub fn width(name: &str, n: &Bound<'_, PyAny>) -> PyResult<usize> {
+    if !is_index(n)? {
+        return Err(Error::Type(format!("{name}: expected an int, got {}", type_name(n))).into());
+    }
+    let refused = || Error::Value(format!("{name}: expected a number from 0 on, got {n}"));
+    Ok(n.call_method0("__index__")?.extract().map_err(|_| refused())?)
+}
+
+/// A width that may be left open.
+///
+/// # Errors
+/// As [`width`].
+pub fn optional_width(name: &str, n: Option<&Bound<'_, PyAny>>) -> PyResult<Option<usize>> {
+    n.map(|n| width(name, n)).transpose()
+}
+
+/// One of several names.
+///
+/// # Errors
+/// `ValueError` that lists them.
+pub fn choice<T: Copy>(name: &str, given: &str, choices: &[(&str, T)]) -> PyResult<T> {
+    if let Some((_, value)) = choices.iter().find(|(n, _)| *n == given) {
+        return Ok(*value);
+    }
+    let names: Vec<String> = choices.iter().map(|(n, _)| format!("{n:?}")).collect();
+    Err(Error::Value(format!("{name}: expected {}, got {given:?}", names.join(", "))).into())
+}
+
+/// Refuses a soft cap that is not above 0.
+///
+/// # Errors
+/// `ValueError`.
+pub fn softcap(cap: Option<f64>) -> PyResult<Option<f64>> {
+    match cap {
+        Some(c) if !(c > 0.0) => {
+            Err(Error::Value(format!("softcap: expected a number above 0, or None, got {c}")).into())
+        }
+        cap => Ok(cap),
+    }
+}
+
+/// Refuses keywords that a call does not have; for torch's word of the opposite polarity it says what to pass.
+///
+/// # Errors
+/// `TypeError`.
+pub fn no_more(function: &str, unknown: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
+    let Some((name, _)) = unknown.and_then(|u| u.iter().next()) else { return Ok(()) };
+    let name: String = name.extract()?;
+    if name.ends_with("key_padding_mask") {
+        return Err(PyTypeError::new_err(format!(
+            "{name} is True where torch ignores a key; pass key_mask=~{name}, which is True where a key may be attended"
+        )));
+    }
+    Err(PyTypeError::new_err(format!("{function}() got an unexpected keyword argument '{name}'")))
+}

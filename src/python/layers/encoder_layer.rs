@@ -1,0 +1,346 @@
+//! `EncoderLayer`.
+
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::arguments::{no_more, width};
+use super::held::{Either, Held, is_f64, with_layer};
+use super::multi_head_attention::rebuilding;
+use super::stack::{Given, LayerArguments, call, repr_of_layer, set_layer};
+use crate::error::Result;
+use crate::nn::encoder::Encoder;
+use crate::nn::encoder_layer::LayerConfig;
+use crate::nn::init::Init;
+use crate::nn::state::{Loader, Module, State};
+use crate::python::boundary::entry;
+use crate::python::masks::MaskArguments;
+use crate::python::rng::key as rng_key;
+use crate::simd::Float;
+
+/// A stack of one layer whose parameters are named as those of a layer.
+#[derive(Clone, Debug)]
+struct OneLayer<T>(Encoder<T>);
+
+impl<T: Float> Module<T> for OneLayer<T> {
+    fn state(&self) -> State<T> {
+        self.0.layers[0].state()
+    }
+
+    fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        let mut stack = self.0.clone();
+        stack.layers[0] = self.0.layers[0].load(prefix, loader)?;
+        Ok(Self(stack))
+    }
+}
+
+/// One layer of a transformer encoder: self-attention and a feed-forward part, each with a residual and a norm.
+///
+/// Parameters
+/// ----------
+/// d_model : int
+///     D.
+/// num_heads : int
+///     H.
+/// d_ff : int, default 2048
+///     F, width of the feed-forward part.
+/// num_kv_heads : int, optional
+///     Hk, a divisor of H; H if left out.
+/// head_dim : int, optional
+///     E; D / H if left out.
+/// activation : {"relu", "gelu", "gelu_tanh", "silu"}, default "relu"
+///     Of the feed-forward part.
+/// norm : {"layer", "rms"}, default "layer"
+///     Which norm.
+/// norm_first : bool, default False
+///     Whether norms stand before the parts (pre-norm) or after their residuals (post-norm).
+/// layer_norm_eps : float, default 1e-5
+///     Added to the variance.
+/// ffn : {"mlp", "glu"}, default "mlp"
+///     down(act(up(x))), or gated: down(act(gate(x)) * up(x)).
+/// bias : bool, default True
+///     Whether projections and layer norms add a bias.
+/// dropout : float, default 0.0
+///     Probability with which weights and activations are dropped in training.
+/// dtype : {"float32", "float64"}, default "float32"
+///     What the layer computes and answers in.
+/// rng : int or numpy.random.Generator, optional
+///     From which the first parameters are drawn, as torch draws them.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If a width is 0 or does not divide, or a name is not one of those above.
+///
+/// References
+/// ----------
+/// Vaswani et al., 2017, arXiv:1706.03762; Xiong et al., 2020, arXiv:2002.04745 (pre-norm); Shazeer, 2020,
+/// arXiv:2002.05202 (gates).
+///
+/// Examples
+/// --------
+/// >>> import numpy as np
+/// >>> import headwise as hw
+/// >>> layer = hw.EncoderLayer(16, 4, 32, activation="gelu", rng=0)
+/// >>> layer(np.zeros((2, 5, 16), dtype=np.float32)).shape
+/// (2, 5, 16)
+#[pyclass(name = "EncoderLayer", module = "headwise", frozen, weakref)]
+pub struct PyEncoderLayer {
+    held: Held<OneLayer<f32>, OneLayer<f64>>,
+}
+
+impl PyEncoderLayer {
+    fn of(layer: Either<OneLayer<f32>, OneLayer<f64>>) -> Self {
+        Self { held: Held::new(layer) }
+    }
+
+    fn config(&self) -> LayerConfig {
+        with_layer!(self.held.get(), |layer| layer.0.layers[0].config.clone())
+    }
+}
+
+fn one<T: Float>(config: LayerConfig, init: &mut Init) -> Result<OneLayer<T>> {
+    Ok(OneLayer(Encoder::new(1, config, false, None, init)?))
+}
+
+#[pymethods]
+impl PyEncoderLayer {
+    #[new]
+    #[pyo3(signature = (d_model, num_heads, d_ff = None, *, num_kv_heads = None, head_dim = None, activation = "relu",
+        norm = "layer", norm_first = false, layer_norm_eps = 1e-5, ffn = "mlp", bias = true, dropout = 0.0, dtype = None,
+        rng = None),
+        text_signature = "(d_model, num_heads, d_ff=2048, *, num_kv_heads=None, head_dim=None, activation='relu', norm='layer', norm_first=False, layer_norm_eps=1e-05, ffn='mlp', bias=True, dropout=0.0, dtype='float32', rng=None)")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    fn new(
+        py: Python<'_>,
+        d_model: &Bound<'_, PyAny>,
+        num_heads: &Bound<'_, PyAny>,
+        d_ff: Option<&Bound<'_, PyAny>>,
+        num_kv_heads: Option<&Bound<'_, PyAny>>,
+        head_dim: Option<&Bound<'_, PyAny>>,
+        activation: &str,
+        norm: &str,
+        norm_first: bool,
+        layer_norm_eps: f64,
+        ffn: &str,
+        bias: bool,
+        dropout: f64,
+        dtype: Option<&Bound<'_, PyAny>>,
+        rng: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        entry(|| {
+            let arguments = LayerArguments {
+                d_model,
+                num_heads,
+                d_ff,
+                num_kv_heads,
+                head_dim,
+                activation,
+                norm,
+                norm_first,
+                layer_norm_eps,
+                ffn,
+                bias,
+                dropout,
+            };
+            let config = arguments.config()?;
+            let wide = dtype.map_or(Ok(false), is_f64)?;
+            let mut init = Init::new(rng_key(py, rng)?);
+            Ok(Self::of(if wide {
+                Either::F64(Arc::new(one(config, &mut init)?))
+            } else {
+                Either::F32(Arc::new(one(config, &mut init)?))
+            }))
+        })
+    }
+
+    /// Take tokens through the layer.
+    ///
+    /// Parameters
+    /// ----------
+    /// x : array_like or list of array_like
+    ///     (B, L, D) or (L, D); exactly a list of (L_i, D) arrays is a ragged batch, computed without padding.
+    /// attn_mask : array_like, optional
+    ///     Broadcasts to (B, H, L, L). Boolean: True may be attended. Floating: added to the scores, -inf blocks.
+    /// key_mask : array_like, optional
+    ///     (B, L), boolean or 0 and 1: True is a token, False padding, whose output rows are 0.
+    /// lengths : array_like of int, optional
+    ///     (B,): tokens of each sequence; what follows is padding.
+    /// is_causal : bool, default False
+    ///     Whether a token sees only itself and those before it.
+    /// window : tuple of (int or None, int or None), optional
+    ///     Tokens seen to the left and to the right.
+    /// head_mask : array_like, optional
+    ///     (H,): factor of each head's result.
+    /// need_weights : bool, default False
+    ///     Whether to return the weights too.
+    /// training : bool, default False
+    ///     Whether dropout is at work.
+    /// rng : int or numpy.random.Generator, optional
+    ///     Seed of dropout; a generator is advanced by one draw.
+    ///
+    /// Returns
+    /// -------
+    /// out : ndarray or list of ndarray
+    ///     Of the shape of `x`.
+    /// weights : ndarray or list of ndarray
+    ///     (B, H, L, L), before dropout. Only with `need_weights`.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If shapes do not fit or a value is out of range.
+    /// TypeError
+    ///     If a mask is of the wrong kind.
+    #[pyo3(signature = (x, *, attn_mask = None, key_mask = None, lengths = None, is_causal = false, window = None,
+        head_mask = None, need_weights = false, training = false, rng = None, **unknown))]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    fn __call__<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        attn_mask: Option<&Bound<'py, PyAny>>,
+        key_mask: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+        is_causal: bool,
+        window: Option<&Bound<'py, PyAny>>,
+        head_mask: Option<&Bound<'py, PyAny>>,
+        need_weights: bool,
+        training: bool,
+        rng: Option<&Bound<'py, PyAny>>,
+        unknown: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        entry(|| {
+            no_more("EncoderLayer", unknown)?;
+            let need_weights = pyo3::types::PyBool::new(py, need_weights).to_owned().into_any();
+            let given = Given {
+                x,
+                masks: MaskArguments {
+                    attn_mask,
+                    key_mask,
+                    key_lengths: lengths,
+                    is_causal,
+                    causal_offset: None,
+                    window,
+                },
+                head_mask,
+                hidden_states: false,
+                need_weights: Some(&need_weights),
+                dropout: training.then(|| rng_key(py, rng)).transpose()?,
+                is_layer: true,
+            };
+            with_layer!(self.held.get(), |layer| call(py, &layer.0, &given))
+        })
+    }
+
+    /// Return copies of the parameters by torch's names.
+    ///
+    /// Returns
+    /// -------
+    /// dict of str to ndarray
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        entry(|| self.held.state_dict(py))
+    }
+
+    /// Load parameters by name, with or without wrappers' prefixes.
+    ///
+    /// Parameters
+    /// ----------
+    /// state : mapping of str to array_like
+    ///     The parameters.
+    /// strict : bool, default True
+    ///     Whether a missing or an unexpected name is an error.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If a parameter has another shape, or names do not fit; then nothing changes.
+    #[pyo3(signature = (state, strict = true))]
+    fn load_state_dict(&self, state: &Bound<'_, PyAny>, strict: bool) -> PyResult<()> {
+        entry(|| self.held.load(state, strict))
+    }
+
+    /// Return the same layer in another dtype.
+    ///
+    /// Parameters
+    /// ----------
+    /// dtype : {"float32", "float64"}
+    ///     What the new layer computes in.
+    ///
+    /// Returns
+    /// -------
+    /// EncoderLayer
+    fn to(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
+        entry(|| {
+            let wide = is_f64(dtype)?;
+            Ok(Self::of(with_layer!(self.held.get(), |layer| if wide {
+                Either::F64(Arc::new(OneLayer(layer.0.cast())))
+            } else {
+                Either::F32(Arc::new(OneLayer(layer.0.cast())))
+            })))
+        })
+    }
+
+    /// Return a layer without some heads, smaller by their parameters.
+    ///
+    /// Parameters
+    /// ----------
+    /// heads : iterable of int
+    ///     The heads that go.
+    ///
+    /// Returns
+    /// -------
+    /// EncoderLayer
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If a head is not there, none would be left, or groups of queries would be left unequal.
+    fn prune_heads(&self, heads: &Bound<'_, PyAny>) -> PyResult<Self> {
+        entry(|| {
+            let heads = heads.try_iter()?.map(|h| width("heads", &h?)).collect::<PyResult<Vec<_>>>()?;
+            let heads = [(0, heads)];
+            Ok(Self::of(match self.held.get() {
+                Either::F32(layer) => Either::F32(Arc::new(OneLayer(layer.0.prune(&heads)?))),
+                Either::F64(layer) => Either::F64(Arc::new(OneLayer(layer.0.prune(&heads)?))),
+            }))
+        })
+    }
+
+    /// How many numbers the parameters have.
+    #[getter]
+    fn num_parameters(&self) -> usize {
+        self.held.num_parameters()
+    }
+
+    /// D.
+    #[getter]
+    fn d_model(&self) -> usize {
+        self.config().attention.d_model
+    }
+
+    /// H.
+    #[getter]
+    fn num_heads(&self) -> usize {
+        self.config().attention.num_heads
+    }
+
+    /// NumPy's name of the dtype.
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.held.dtype()
+    }
+
+    fn __repr__(&self) -> String {
+        format!("EncoderLayer({}, dtype={:?})", repr_of_layer(&self.config()), self.held.dtype())
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let (py, this) = (slf.py(), slf.get());
+        let keywords = PyDict::new(py);
+        set_layer(&keywords, &this.config())?;
+        keywords.set_item("dtype", this.held.dtype())?;
+        rebuilding(slf.as_any(), keywords, py.None().into_bound(py), this.held.state_dict(py)?)
+    }
+}

@@ -1,0 +1,528 @@
+//! `MultiHeadAttention`.
+
+use std::sync::Arc;
+
+use numpy::Element;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::arguments::{no_more, optional_width, width};
+use super::batch::{Batch, give, give_weights, head_mask, is_empty_list, said};
+use super::held::{Either, Held, is_f64, with_layer};
+use crate::error::Error;
+use crate::nn::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, WantedHeads};
+use crate::nn::init::Init;
+use crate::nn::tokens::Tokens;
+use crate::ops::buffer::zeros;
+use crate::ops::linear::After;
+use crate::python::boundary::{compute, entry};
+use crate::python::masks::{HeldMasks, MaskArguments};
+use crate::python::rng::key as rng_key;
+use crate::simd::Float;
+
+/// Multi-head attention with its projections.
+///
+/// Projects queries, keys and values, attends in every head, joins the heads and projects the result (Vaswani et al.,
+/// 2017). With fewer key/value heads than query heads, heads share them in groups (Ainslie et al., 2023).
+///
+/// Parameters
+/// ----------
+/// d_model : int
+///     D, width of the queries and of the output.
+/// num_heads : int
+///     H.
+/// num_kv_heads : int, optional
+///     Hk, a divisor of H; H if left out.
+/// head_dim : int, optional
+///     E, width of a head; D / H if left out.
+/// key_dim, value_dim : int, optional
+///     Widths of keys and values before their projection; D if left out.
+/// bias : bool, default True
+///     Whether the projections add a bias.
+/// dropout : float, default 0.0
+///     Probability with which a weight is dropped in training.
+/// dtype : {"float32", "float64"}, default "float32"
+///     What the layer computes and answers in.
+/// rng : int or numpy.random.Generator, optional
+///     From which the first parameters are drawn, as torch draws them.
+///
+/// Raises
+/// ------
+/// ValueError
+///     If a width is 0 or does not divide, or `dropout` is no probability.
+/// DTypeError
+///     For any other dtype.
+///
+/// References
+/// ----------
+/// Vaswani et al., "Attention Is All You Need", 2017, arXiv:1706.03762; Ainslie et al., "GQA", 2023, arXiv:2305.13245.
+///
+/// Examples
+/// --------
+/// >>> import numpy as np
+/// >>> import headwise as hw
+/// >>> attention = hw.MultiHeadAttention(16, 4, rng=0)
+/// >>> x = np.random.default_rng(0).standard_normal((2, 5, 16), dtype=np.float32)
+/// >>> out, weights = attention(x, need_weights=True)
+/// >>> out.shape, weights.shape
+/// ((2, 5, 16), (2, 4, 5, 5))
+#[pyclass(name = "MultiHeadAttention", module = "headwise", frozen, weakref)]
+pub struct PyMultiHeadAttention {
+    held: Held<MultiHeadAttention<f32>, MultiHeadAttention<f64>>,
+}
+
+/// The keywords of a call.
+struct Given<'a, 'py> {
+    query: &'a Bound<'py, PyAny>,
+    key: Option<&'a Bound<'py, PyAny>>,
+    value: Option<&'a Bound<'py, PyAny>>,
+    masks: MaskArguments<'a, 'py>,
+    softcap: Option<f64>,
+    scale: Option<f64>,
+    head_mask: Option<&'a Bound<'py, PyAny>>,
+    need_weights: bool,
+    average_weights: bool,
+    dropout: Option<u64>,
+}
+
+impl PyMultiHeadAttention {
+    fn config(&self) -> AttentionConfig {
+        with_layer!(self.held.get(), |layer| layer.config.clone())
+    }
+
+    fn of(layer: Either<MultiHeadAttention<f32>, MultiHeadAttention<f64>>) -> Self {
+        Self { held: Held::new(layer) }
+    }
+}
+
+#[pymethods]
+impl PyMultiHeadAttention {
+    #[new]
+    #[pyo3(signature = (d_model, num_heads, *, num_kv_heads = None, head_dim = None, key_dim = None, value_dim = None,
+        bias = true, dropout = 0.0, dtype = None, rng = None),
+        text_signature = "(d_model, num_heads, *, num_kv_heads=None, head_dim=None, key_dim=None, value_dim=None, bias=True, dropout=0.0, dtype='float32', rng=None)")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    fn new(
+        py: Python<'_>,
+        d_model: &Bound<'_, PyAny>,
+        num_heads: &Bound<'_, PyAny>,
+        num_kv_heads: Option<&Bound<'_, PyAny>>,
+        head_dim: Option<&Bound<'_, PyAny>>,
+        key_dim: Option<&Bound<'_, PyAny>>,
+        value_dim: Option<&Bound<'_, PyAny>>,
+        bias: bool,
+        dropout: f64,
+        dtype: Option<&Bound<'_, PyAny>>,
+        rng: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Self> {
+        entry(|| {
+            let config = AttentionConfig::new(
+                width("d_model", d_model)?,
+                width("num_heads", num_heads)?,
+                optional_width("num_kv_heads", num_kv_heads)?,
+                optional_width("head_dim", head_dim)?,
+                (optional_width("key_dim", key_dim)?, optional_width("value_dim", value_dim)?),
+                bias,
+                dropout,
+            )?;
+            let wide = dtype.map_or(Ok(false), is_f64)?;
+            let mut init = Init::new(rng_key(py, rng)?);
+            Ok(Self::of(if wide {
+                Either::F64(Arc::new(MultiHeadAttention::new(config, &mut init)?))
+            } else {
+                Either::F32(Arc::new(MultiHeadAttention::new(config, &mut init)?))
+            }))
+        })
+    }
+
+    /// Attend from each query to all keys; to the queries themselves if no key is given.
+    ///
+    /// Parameters
+    /// ----------
+    /// query : array_like or list of array_like
+    ///     (B, L, D) or (L, D); exactly a list of (L_i, D) arrays is a ragged batch, computed without padding.
+    /// key, value : array_like or list of array_like, optional
+    ///     (B, S, key_dim) and (B, S, value_dim). `key` is `query` if left out, `value` is `key`.
+    /// attn_mask : array_like, optional
+    ///     Broadcasts to (B, H, L, S). Boolean: True may be attended. Floating: added to the scores, -inf blocks.
+    /// key_mask : array_like, optional
+    ///     (B, S), boolean or 0 and 1: True may be attended. In self-attention it names padded queries too, whose
+    ///     output rows are 0.
+    /// key_lengths : array_like of int, optional
+    ///     (B,): keys from this place on are blocked, as by `key_mask`.
+    /// is_causal : bool, default False
+    ///     Whether key j is allowed only for j <= i + offset.
+    /// causal_offset : int, array_like of int or "bottom_right", default 0
+    ///     The place of query 0 among the keys.
+    /// window : tuple of (int or None, int or None), optional
+    ///     Keys allowed to the left and right of a query's place.
+    /// softcap : float, optional
+    ///     c > 0: scores become c tanh(score / c), before masks.
+    /// scale : float, optional
+    ///     Factor of the products; 1 / sqrt(E) if left out.
+    /// head_mask : array_like, optional
+    ///     (H,): factor of each head's result. The weights returned are not multiplied by it.
+    /// need_weights : bool, default False
+    ///     Whether to return the weights too; asking never changes the output.
+    /// average_weights : bool, default False
+    ///     Whether the weights returned are the mean over heads.
+    /// training : bool, default False
+    ///     Whether dropout is at work.
+    /// rng : int or numpy.random.Generator, optional
+    ///     Seed of dropout; a generator is advanced by one draw.
+    ///
+    /// Returns
+    /// -------
+    /// out : ndarray or list of ndarray
+    ///     Of the shape of `query`.
+    /// weights : ndarray or list of ndarray
+    ///     (B, H, L, S), before dropout; (B, L, S) if averaged. Only with `need_weights`.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If shapes do not fit or a value is out of range.
+    /// TypeError
+    ///     If a mask is of the wrong kind, or a list is mixed with an array.
+    #[pyo3(signature = (query, key = None, value = None, *, attn_mask = None, key_mask = None, key_lengths = None,
+        is_causal = false, causal_offset = None, window = None, softcap = None, scale = None, head_mask = None,
+        need_weights = false, average_weights = false, training = false, rng = None, **unknown))]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    #[allow(clippy::fn_params_excessive_bools, reason = "the arguments of the contract")]
+    fn __call__<'py>(
+        &self,
+        py: Python<'py>,
+        query: &Bound<'py, PyAny>,
+        key: Option<&Bound<'py, PyAny>>,
+        value: Option<&Bound<'py, PyAny>>,
+        attn_mask: Option<&Bound<'py, PyAny>>,
+        key_mask: Option<&Bound<'py, PyAny>>,
+        key_lengths: Option<&Bound<'py, PyAny>>,
+        is_causal: bool,
+        causal_offset: Option<&Bound<'py, PyAny>>,
+        window: Option<&Bound<'py, PyAny>>,
+        softcap: Option<f64>,
+        scale: Option<f64>,
+        head_mask: Option<&Bound<'py, PyAny>>,
+        need_weights: bool,
+        average_weights: bool,
+        training: bool,
+        rng: Option<&Bound<'py, PyAny>>,
+        unknown: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        entry(|| {
+            no_more("MultiHeadAttention", unknown)?;
+            if key.is_none() && value.is_some() {
+                return Err(
+                    Error::Type("value: expected key as well; self-attention has neither".into()).into()
+                );
+            }
+            let given = Given {
+                query,
+                key,
+                value,
+                masks: MaskArguments { attn_mask, key_mask, key_lengths, is_causal, causal_offset, window },
+                softcap: super::arguments::softcap(softcap)?,
+                scale,
+                head_mask,
+                need_weights,
+                average_weights,
+                dropout: training.then(|| rng_key(py, rng)).transpose()?,
+            };
+            with_layer!(self.held.get(), |layer| call(py, &layer, &given))
+        })
+    }
+
+    /// Return copies of the parameters by name, in torch's names wherever torch could hold the layer.
+    ///
+    /// Returns
+    /// -------
+    /// dict of str to ndarray
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        entry(|| self.held.state_dict(py))
+    }
+
+    /// Load parameters by name: packed, separate or split forms, with or without wrappers' prefixes.
+    ///
+    /// Parameters
+    /// ----------
+    /// state : mapping of str to array_like
+    ///     The parameters.
+    /// strict : bool, default True
+    ///     Whether a missing or an unexpected name is an error.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If a parameter has another shape, or names do not fit; then nothing changes.
+    #[pyo3(signature = (state, strict = true))]
+    fn load_state_dict(&self, state: &Bound<'_, PyAny>, strict: bool) -> PyResult<()> {
+        entry(|| self.held.load(state, strict))
+    }
+
+    /// Return the same layer in another dtype.
+    ///
+    /// Parameters
+    /// ----------
+    /// dtype : {"float32", "float64"}
+    ///     What the new layer computes in.
+    ///
+    /// Returns
+    /// -------
+    /// MultiHeadAttention
+    fn to(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
+        entry(|| {
+            let wide = is_f64(dtype)?;
+            Ok(Self::of(with_layer!(self.held.get(), |layer| if wide {
+                Either::F64(Arc::new(layer.cast()))
+            } else {
+                Either::F32(Arc::new(layer.cast()))
+            })))
+        })
+    }
+
+    /// Return a layer without some heads, smaller by their parameters.
+    ///
+    /// Parameters
+    /// ----------
+    /// heads : iterable of int
+    ///     The heads that go.
+    ///
+    /// Returns
+    /// -------
+    /// MultiHeadAttention
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If a head is not there, none would be left, or groups of queries would be left unequal.
+    fn prune_heads(&self, heads: &Bound<'_, PyAny>) -> PyResult<Self> {
+        entry(|| {
+            let heads = heads.try_iter()?.map(|h| width("heads", &h?)).collect::<PyResult<Vec<_>>>()?;
+            Ok(Self::of(match self.held.get() {
+                Either::F32(layer) => Either::F32(Arc::new(layer.prune(&heads)?)),
+                Either::F64(layer) => Either::F64(Arc::new(layer.prune(&heads)?)),
+            }))
+        })
+    }
+
+    /// How many numbers the parameters have.
+    #[getter]
+    fn num_parameters(&self) -> usize {
+        self.held.num_parameters()
+    }
+
+    /// D.
+    #[getter]
+    fn d_model(&self) -> usize {
+        self.config().d_model
+    }
+
+    /// H.
+    #[getter]
+    fn num_heads(&self) -> usize {
+        self.config().num_heads
+    }
+
+    /// Hk.
+    #[getter]
+    fn num_kv_heads(&self) -> usize {
+        self.config().num_kv_heads
+    }
+
+    /// E.
+    #[getter]
+    fn head_dim(&self) -> usize {
+        self.config().head_dim
+    }
+
+    /// NumPy's name of the dtype.
+    #[getter]
+    fn dtype(&self) -> &'static str {
+        self.held.dtype()
+    }
+
+    fn __repr__(&self) -> String {
+        let c = self.config();
+        let mut text = format!("MultiHeadAttention({}, {}", c.d_model, c.num_heads);
+        text += &repr_of_attention(&c);
+        for (name, dim) in [("key_dim", c.key_dim), ("value_dim", c.value_dim)] {
+            if dim != c.d_model {
+                text += &format!(", {name}={dim}");
+            }
+        }
+        text + &format!("{}, dtype={:?})", repr_of_rest(&c), self.held.dtype())
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
+        let (py, this) = (slf.py(), slf.get());
+        let c = this.config();
+        let keywords = PyDict::new(py);
+        set_attention(&keywords, &c)?;
+        keywords.set_item("key_dim", c.key_dim)?;
+        keywords.set_item("value_dim", c.value_dim)?;
+        keywords.set_item("dtype", this.held.dtype())?;
+        rebuilding(slf.as_any(), keywords, py.None().into_bound(py), this.held.state_dict(py)?)
+    }
+}
+
+/// `num_kv_heads` and `head_dim` where they are not what is assumed.
+pub(super) fn repr_of_attention(c: &AttentionConfig) -> String {
+    let mut text = String::new();
+    if c.num_kv_heads != c.num_heads {
+        text += &format!(", num_kv_heads={}", c.num_kv_heads);
+    }
+    if c.query_width() != c.d_model {
+        text += &format!(", head_dim={}", c.head_dim);
+    }
+    text
+}
+
+/// `bias` and `dropout` where they are not what is assumed.
+pub(super) fn repr_of_rest(c: &AttentionConfig) -> String {
+    let mut text = String::new();
+    if !c.bias {
+        text += ", bias=False";
+    }
+    if c.dropout != 0.0 {
+        text += &format!(", dropout={}", c.dropout);
+    }
+    text
+}
+
+/// Keywords that make the same attention again.
+pub(super) fn set_attention(keywords: &Bound<'_, PyDict>, c: &AttentionConfig) -> PyResult<()> {
+    keywords.set_item("d_model", c.d_model)?;
+    keywords.set_item("num_heads", c.num_heads)?;
+    keywords.set_item("num_kv_heads", c.num_kv_heads)?;
+    keywords.set_item("head_dim", c.head_dim)?;
+    keywords.set_item("bias", c.bias)?;
+    keywords.set_item("dropout", c.dropout)
+}
+
+/// What `__reduce__` returns: `headwise._layers.rebuild` and its arguments.
+pub(super) fn rebuilding<'py>(
+    object: &Bound<'py, PyAny>,
+    keywords: Bound<'py, PyDict>,
+    heads: Bound<'py, PyAny>,
+    state: Bound<'py, PyDict>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let py = object.py();
+    let rebuild = py.import("headwise._layers")?.getattr("rebuild")?;
+    let arguments = (object.get_type(), keywords, heads, state).into_pyobject(py)?;
+    (rebuild, arguments).into_pyobject(py)
+}
+
+fn call<'py, T: Float + Element>(
+    py: Python<'py>,
+    layer: &MultiHeadAttention<T>,
+    given: &Given<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let c = &layer.config;
+    let own = given.key.is_none();
+    let key_object = given.key.unwrap_or(given.query);
+    if own && is_empty_list(given.query) {
+        let empty = pyo3::types::PyList::empty(py);
+        return Ok(if given.need_weights {
+            (empty.clone(), empty).into_pyobject(py)?.into_any()
+        } else {
+            empty.into_any()
+        });
+    }
+    let query = Batch::<T>::read("query", given.query, c.d_model)?;
+    let keys = if own {
+        if c.key_dim != c.d_model || c.value_dim != c.d_model {
+            let text = format!("key: expected, with key_dim = {} and value_dim = {}", c.key_dim, c.value_dim);
+            return Err(Error::Type(text + "; self-attention needs both to be D").into());
+        }
+        None
+    } else {
+        let keys = Batch::<T>::read("key", key_object, c.key_dim)?;
+        keys.goes_with(&query, false)?;
+        Some(keys)
+    };
+    let values = match given.value {
+        Some(value) => Some(Batch::<T>::read("value", value, c.value_dim)?),
+        None if !own && c.value_dim != c.key_dim => {
+            return Err(Error::Type(format!("value: expected, with value_dim = {}", c.value_dim)).into());
+        }
+        None => None,
+    };
+    if let (Some(values), Some(keys)) = (&values, &keys) {
+        values.goes_with(keys, true)?;
+    }
+    let held = HeldMasks::<T>::read(&given.masks)?;
+    let masks = held.masks();
+    let key_axes = keys.as_ref().map_or(&query.axes, |k| &k.axes);
+    let said = said(&masks, c.num_heads, &query.axes, key_axes)?;
+    let factors = head_mask::<T>(given.head_mask, &[c.num_heads], "(H,)")?;
+    let keep = said.keep.as_deref();
+    let layout = query.layout(if own { keep } else { None });
+    let key_layout = keys.as_ref().map(|k| k.layout(keep));
+    let (rows, key_rows) = (query.rows(), keys.as_ref().map(Batch::rows));
+    let value_rows = values.as_ref().map(Batch::rows);
+    let call = Call {
+        masks: &said.elements,
+        causal: masks.is_causal,
+        window: masks.window,
+        softcap: given.softcap,
+        scale: given.scale,
+        head_mask: factors.as_deref(),
+        dropout: given.dropout,
+        weights: if given.need_weights { WantedHeads::All } else { WantedHeads::None },
+        ..Call::default()
+    };
+    let work = layout.total().saturating_mul(c.d_model * c.query_width());
+    let (need_weights, average_weights) = (given.need_weights, given.average_weights);
+    let (rows, key_rows, value_rows) = (&*rows, key_rows.as_deref(), value_rows.as_deref());
+    let (out, weights) = compute(py, work, || {
+        let x = layout.gather(rows, c.d_model);
+        let kx = match (&key_layout, key_rows) {
+            (Some(l), Some(rows)) => Some(l.gather(rows, c.key_dim)),
+            _ => None,
+        };
+        let vx = match (&key_layout, value_rows) {
+            (Some(l), Some(rows)) => Some(l.gather(rows, c.value_dim)),
+            _ => None,
+        };
+        let key_layout = key_layout.as_ref().unwrap_or(&layout);
+        let keys = Tokens { rows: kx.as_deref().unwrap_or(&x), layout: key_layout };
+        let values = vx.as_deref().unwrap_or(keys.rows);
+        let mut buffers = AttentionBuffers::new(c, layout.total(), key_layout.total())?;
+        let mut out = zeros(layout.total() * c.d_model)?;
+        let tokens = Tokens { rows: &x, layout: &layout };
+        let weights = layer.forward(tokens, keys, values, &call, &mut buffers, &mut out, After::default())?;
+        let weights =
+            if average_weights { mean_of_heads(&weights, &layout, key_layout, c.num_heads) } else { weights };
+        let heads = if average_weights { 1 } else { c.num_heads };
+        let weights = if need_weights { layout.scatter_weights(key_layout, weights, heads) } else { weights };
+        Ok((layout.scatter(out, c.d_model), weights))
+    })?;
+    let out = give(py, &query.axes, out, c.d_model)?;
+    if !given.need_weights {
+        return Ok(out);
+    }
+    let heads = (!given.average_weights).then_some(c.num_heads);
+    let weights = give_weights(py, &query.axes, key_axes, weights, heads)?;
+    Ok((out, weights).into_pyobject(py)?.into_any())
+}
+
+/// The mean over heads, summed in their order.
+fn mean_of_heads<T: Float>(
+    weights: &[T],
+    queries: &crate::nn::tokens::Layout,
+    keys: &crate::nn::tokens::Layout,
+    heads: usize,
+) -> Vec<T> {
+    let mut mean = Vec::with_capacity(weights.len() / heads.max(1));
+    let mut at = 0;
+    for (l, s) in queries.lengths.iter().zip(&keys.lengths) {
+        let n = l * s;
+        for i in 0..n {
+            let sum = (0..heads).fold(T::ZERO, |sum, h| sum + weights[at + h * n + i]);
+            mean.push(sum / T::from_f64(heads as f64));
+        }
+        at += heads * n;
+    }
+    mean
+}

@@ -1,0 +1,300 @@
+//! One call for `Encoder` and `EncoderLayer`: a layer is a stack of one.
+
+use numpy::Element;
+use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
+use pyo3::types::{PyBool, PyDict, PyList};
+
+use super::arguments::{choice, optional_width, width};
+use super::batch::{Axes, Batch, give, give_weights, head_mask, is_empty_list, said};
+use crate::error::Error;
+use crate::kernels::activation::Activation;
+use crate::nn::attention::{AttentionConfig, WantedHeads};
+use crate::nn::encoder::{Encoder, StackCall};
+use crate::nn::encoder_layer::LayerConfig;
+use crate::nn::norm::NormKind;
+use crate::nn::tokens::Layout;
+use crate::python::boundary::compute;
+use crate::python::masks::{HeldMasks, MaskArguments};
+use crate::simd::Float;
+
+/// The keywords that make a layer.
+pub struct LayerArguments<'a, 'py> {
+    pub d_model: &'a Bound<'py, PyAny>,
+    pub num_heads: &'a Bound<'py, PyAny>,
+    pub d_ff: Option<&'a Bound<'py, PyAny>>,
+    pub num_kv_heads: Option<&'a Bound<'py, PyAny>>,
+    pub head_dim: Option<&'a Bound<'py, PyAny>>,
+    pub activation: &'a str,
+    pub norm: &'a str,
+    pub norm_first: bool,
+    pub layer_norm_eps: f64,
+    pub ffn: &'a str,
+    pub bias: bool,
+    pub dropout: f64,
+}
+
+/// Names of activations, norms and feed-forward parts.
+const ACTIVATIONS: [(&str, Activation); 4] = [
+    ("relu", Activation::Relu),
+    ("gelu", Activation::Gelu),
+    ("gelu_tanh", Activation::GeluTanh),
+    ("silu", Activation::Silu),
+];
+const NORMS: [(&str, NormKind); 2] = [("layer", NormKind::Layer), ("rms", NormKind::Rms)];
+const FEED_FORWARDS: [(&str, bool); 2] = [("mlp", false), ("glu", true)];
+
+/// The name of a choice.
+fn name_of<T: Copy + PartialEq>(choices: &[(&'static str, T)], value: T) -> &'static str {
+    choices.iter().find(|(_, v)| *v == value).map_or("?", |(n, _)| n)
+}
+
+impl LayerArguments<'_, '_> {
+    /// Checks them.
+    ///
+    /// # Errors
+    /// `ValueError` and `TypeError`, naming the argument.
+    pub fn config(&self) -> PyResult<LayerConfig> {
+        let attention = AttentionConfig::new(
+            width("d_model", self.d_model)?,
+            width("num_heads", self.num_heads)?,
+            optional_width("num_kv_heads", self.num_kv_heads)?,
+            optional_width("head_dim", self.head_dim)?,
+            (None, None),
+            self.bias,
+            self.dropout,
+        )?;
+        let config = LayerConfig {
+            attention,
+            d_ff: optional_width("d_ff", self.d_ff)?.unwrap_or(2048),
+            activation: choice("activation", self.activation, &ACTIVATIONS)?,
+            norm: choice("norm", self.norm, &NORMS)?,
+            norm_first: self.norm_first,
+            layer_norm_eps: self.layer_norm_eps,
+            gated: choice("ffn", self.ffn, &FEED_FORWARDS)?,
+        };
+        Ok(config.check()?)
+    }
+}
+
+/// Keywords that make the same layer again.
+pub fn set_layer(keywords: &Bound<'_, PyDict>, c: &LayerConfig) -> PyResult<()> {
+    super::multi_head_attention::set_attention(keywords, &c.attention)?;
+    keywords.set_item("d_ff", c.d_ff)?;
+    keywords.set_item("activation", name_of(&ACTIVATIONS, c.activation))?;
+    keywords.set_item("norm", name_of(&NORMS, c.norm))?;
+    keywords.set_item("norm_first", c.norm_first)?;
+    keywords.set_item("layer_norm_eps", c.layer_norm_eps)?;
+    keywords.set_item("ffn", name_of(&FEED_FORWARDS, c.gated))
+}
+
+/// The arguments of a layer, those that are assumed left out.
+pub fn repr_of_layer(c: &LayerConfig) -> String {
+    let a = &c.attention;
+    let mut text = format!("{}, {}, {}", a.d_model, a.num_heads, c.d_ff);
+    text += &super::multi_head_attention::repr_of_attention(a);
+    if c.activation != Activation::Relu {
+        text += &format!(", activation={:?}", name_of(&ACTIVATIONS, c.activation));
+    }
+    if c.norm != NormKind::Layer {
+        text += &format!(", norm={:?}", name_of(&NORMS, c.norm));
+    }
+    if c.norm_first {
+        text += ", norm_first=True";
+    }
+    if (c.layer_norm_eps - 1e-5).abs() > 0.0 {
+        text += &format!(", layer_norm_eps={:?}", c.layer_norm_eps);
+    }
+    if c.gated {
+        text += ", ffn=\"glu\"";
+    }
+    text + &super::multi_head_attention::repr_of_rest(a)
+}
+
+/// The keywords of a call.
+pub struct Given<'a, 'py> {
+    pub x: &'a Bound<'py, PyAny>,
+    pub masks: MaskArguments<'a, 'py>,
+    pub head_mask: Option<&'a Bound<'py, PyAny>>,
+    pub hidden_states: bool,
+    pub need_weights: Option<&'a Bound<'py, PyAny>>,
+    pub dropout: Option<u64>,
+    /// Whether the stack is a layer: `head_mask` is (H,), and weights come without a list around them.
+    pub is_layer: bool,
+}
+
+/// Which weights a call wants.
+enum Wanted {
+    None,
+    All,
+    /// (layer, head) in the order of asking.
+    Pairs(Vec<(usize, usize)>),
+}
+
+impl Wanted {
+    fn read<T>(object: Option<&Bound<'_, PyAny>>, stack: &Encoder<T>) -> PyResult<Self> {
+        let Some(object) = object.filter(|o| !o.is_none()) else { return Ok(Wanted::None) };
+        if let Ok(all) = object.cast::<PyBool>() {
+            return Ok(if all.is_true() { Wanted::All } else { Wanted::None });
+        }
+        let expected = "need_weights: expected True, False or a list of (layer, head)";
+        let wrong = |came: &dyn std::fmt::Display| Error::Type(format!("{expected}, got {came}"));
+        if object.is_instance_of::<pyo3::types::PyString>() {
+            return Err(wrong(object).into());
+        }
+        let mut pairs = Vec::new();
+        for pair in object.try_iter().map_err(|_| wrong(object))? {
+            let pair = pair?;
+            let (layer, head): (usize, usize) = pair.extract().map_err(|_| wrong(&pair))?;
+            let heads = stack.layers.get(layer).map_or(0, |l| l.config.attention.num_heads);
+            if head >= heads {
+                return Err(Error::Value(format!(
+                    "need_weights: layer {layer}, head {head} is not there (layers: {}{})",
+                    stack.layers.len(),
+                    if heads > 0 { format!(", heads of this layer: {heads}") } else { String::new() }
+                ))
+                .into());
+            }
+            if !pairs.contains(&(layer, head)) {
+                pairs.push((layer, head));
+            }
+        }
+        Ok(Wanted::Pairs(pairs))
+    }
+}
+
+/// Calls a stack.
+///
+/// # Errors
+/// As the contract has them.
+pub fn call<'py, T: Float + Element>(
+    py: Python<'py>,
+    stack: &Encoder<T>,
+    given: &Given<'_, 'py>,
+) -> PyResult<Bound<'py, PyAny>> {
+    let c = &stack.config.attention;
+    let wanted = Wanted::read(given.need_weights, stack)?;
+    if is_empty_list(given.x) && !given.hidden_states && matches!(wanted, Wanted::None) {
+        return Ok(PyList::empty(py).into_any());
+    }
+    let x = if is_empty_list(given.x) { None } else { Some(Batch::<T>::read("x", given.x, c.d_model)?) };
+    let axes = x.as_ref().map_or(Axes::List(Vec::new()), |x| x.axes.clone());
+    let held = HeldMasks::<T>::read(&given.masks)?;
+    let masks = held.masks();
+    let said = said(&masks, c.num_heads, &axes, &axes).map_err(|e| rename_lengths(e))?;
+    let factors = factors::<T>(stack, given)?;
+    let of_layers: Vec<Vec<usize>> = (0..stack.layers.len())
+        .map(|n| match &wanted {
+            Wanted::Pairs(pairs) => pairs.iter().filter(|p| p.0 == n).map(|p| p.1).collect(),
+            _ => Vec::new(),
+        })
+        .collect();
+    let weights: Vec<WantedHeads<'_>> = of_layers
+        .iter()
+        .map(|heads| match wanted {
+            Wanted::All => WantedHeads::All,
+            Wanted::Pairs(_) if !heads.is_empty() => WantedHeads::Some(heads),
+            _ => WantedHeads::None,
+        })
+        .collect();
+    let layout = x.as_ref().map_or_else(|| Layout::dense(Vec::new()), |x| x.layout(said.keep.as_deref()));
+    let rows = x.as_ref().map(Batch::rows).unwrap_or_default();
+    let rows = &*rows;
+    let call = StackCall {
+        masks: &said.elements,
+        causal: masks.is_causal,
+        window: masks.window,
+        head_mask: factors.as_deref(),
+        weights: &weights,
+        hidden_states: given.hidden_states,
+        dropout: given.dropout,
+    };
+    let d = c.d_model;
+    let work = layout.total().saturating_mul(stack.config.d_ff * d).saturating_mul(stack.layers.len());
+    let output = compute(py, work, || {
+        let mut output = stack.forward(layout.gather(rows, d).into_owned(), &layout, &call)?;
+        output.rows = layout.scatter(output.rows, d);
+        output.hidden_states = output.hidden_states.into_iter().map(|h| layout.scatter(h, d)).collect();
+        for (n, w) in output.weights.iter_mut().enumerate() {
+            let heads = weights[n].count(stack.layers[n].config.attention.num_heads);
+            *w = layout.scatter_weights(&layout, std::mem::take(w), heads);
+        }
+        Ok(output)
+    })?;
+    let out = give(py, &axes, output.rows, d)?;
+    if matches!(wanted, Wanted::None) && !given.hidden_states {
+        return Ok(out);
+    }
+    let hidden = output.hidden_states.into_iter().map(|h| give(py, &axes, h, d));
+    let hidden = given.hidden_states.then(|| hidden.collect::<PyResult<Vec<_>>>()).transpose()?;
+    let maps = match &wanted {
+        Wanted::None => None,
+        Wanted::All => {
+            let list = PyList::empty(py);
+            for (layer, w) in stack.layers.iter().zip(output.weights) {
+                list.append(give_weights(py, &axes, &axes, w, Some(layer.config.attention.num_heads))?)?;
+            }
+            Some(if given.is_layer { list.get_item(0)? } else { list.into_any() })
+        }
+        Wanted::Pairs(pairs) => Some(by_pair(py, pairs, &of_layers, &output.weights, &axes)?.into_any()),
+    };
+    if given.is_layer {
+        return Ok((out, maps).into_pyobject(py)?.into_any());
+    }
+    static OUTPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+    OUTPUT.import(py, "headwise._layers", "EncoderOutput")?.call1((out, hidden, maps))
+}
+
+/// A dict of (layer, head) to (B, L, S), in the order of asking.
+fn by_pair<'py, T: Float + Element>(
+    py: Python<'py>,
+    pairs: &[(usize, usize)],
+    of_layers: &[Vec<usize>],
+    weights: &[Vec<T>],
+    axes: &Axes,
+) -> PyResult<Bound<'py, PyDict>> {
+    let lengths = match axes {
+        Axes::Single(l) => vec![*l],
+        Axes::Batch(b, l) => vec![*l; *b],
+        Axes::List(lengths) => lengths.clone(),
+    };
+    let dict = PyDict::new(py);
+    for &(layer, head) in pairs {
+        let heads = &of_layers[layer];
+        let slot = heads.iter().position(|&h| h == head).unwrap_or(0);
+        let mut one = Vec::new();
+        let mut at = 0;
+        for l in &lengths {
+            let n = l * l;
+            one.extend_from_slice(&weights[layer][at + slot * n..][..n]);
+            at += heads.len() * n;
+        }
+        dict.set_item((layer, head), give_weights(py, axes, axes, one, None)?)?;
+    }
+    Ok(dict)
+}
+
+/// Factors of the heads of each layer.
+fn factors<T: Float + Element>(stack: &Encoder<T>, given: &Given<'_, '_>) -> PyResult<Option<Vec<Vec<T>>>> {
+    let heads =
+        stack.layers.first().map_or(stack.config.attention.num_heads, |l| l.config.attention.num_heads);
+    if given.is_layer {
+        return Ok(head_mask::<T>(given.head_mask, &[heads], "(H,)")?.map(|m| vec![m]));
+    }
+    if given.head_mask.is_some() && stack.layers.iter().any(|l| l.config.attention.num_heads != heads) {
+        return Err(
+            Error::Value("head_mask: layers have different numbers of heads after pruning".into()).into()
+        );
+    }
+    let mask = head_mask::<T>(given.head_mask, &[stack.layers.len(), heads], "(num_layers, H)")?;
+    Ok(mask.map(|m| m.chunks_exact(heads).map(<[T]>::to_vec).collect()))
+}
+
+/// Encoders call `key_lengths` `lengths`.
+fn rename_lengths(error: Error) -> Error {
+    match error {
+        Error::Shape(text) => Error::Shape(text.replace("key_lengths", "lengths")),
+        Error::Value(text) => Error::Value(text.replace("key_lengths", "lengths")),
+        other => other,
+    }
+}
