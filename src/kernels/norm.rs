@@ -83,9 +83,8 @@ fn check<T>(x: &[T], out: &[T], width: usize, parameters: [Option<&[T]>; 2]) {
 fn row_sum<T: Float, S: Simd<T>>(s: S, x: &[T], mean: T) -> T {
     let mut sums: Lanes<T, S> = zero_lanes(s);
     let mean = s.splat(mean);
-    for_each_vector!(S, x.len(), |lane, range| {
-        let len = range.len();
-        sums[lane] = s.add(sums[lane], keep_first(s, s.sub(load_up_to(s, &x[range]), mean), len));
+    for_each_vector!(S, x.len(), |lane, from, n| {
+        sums[lane] = s.add(sums[lane], keep_first(s, s.sub(load_up_to(s, x, from, n), mean), n));
     });
     s.fold_add(&sums[..VIRTUAL_LANES / S::LANES])
 }
@@ -95,9 +94,8 @@ fn row_sum<T: Float, S: Simd<T>>(s: S, x: &[T], mean: T) -> T {
 fn row_squares<T: Float, S: Simd<T>>(s: S, x: &[T], mean: T) -> T {
     let mut sums: Lanes<T, S> = zero_lanes(s);
     let mean = s.splat(mean);
-    for_each_vector!(S, x.len(), |lane, range| {
-        let len = range.len();
-        let d = keep_first(s, s.sub(load_up_to(s, &x[range]), mean), len);
+    for_each_vector!(S, x.len(), |lane, from, n| {
+        let d = keep_first(s, s.sub(load_up_to(s, x, from, n), mean), n);
         sums[lane] = s.fma(d, d, sums[lane]);
     });
     s.fold_add(&sums[..VIRTUAL_LANES / S::LANES])
@@ -115,17 +113,15 @@ fn scale_row<T: Float, S: Simd<T>>(
     bias: Option<&[T]>,
 ) {
     let (mean, deviation) = (s.splat(mean), s.splat(deviation));
-    for_each_vector!(S, x.len(), |_lane, range| {
-        let y = s.div(s.sub(load_up_to(s, &x[range.clone()]), mean), deviation);
+    for_each_vector!(S, x.len(), |_lane, from, n| {
+        let y = s.div(s.sub(load_up_to(s, x, from, n), mean), deviation);
         let y = match (weight, bias) {
-            (Some(w), Some(b)) => {
-                s.fma(y, load_up_to(s, &w[range.clone()]), load_up_to(s, &b[range.clone()]))
-            }
-            (Some(w), None) => s.mul(y, load_up_to(s, &w[range.clone()])),
-            (None, Some(b)) => s.add(y, load_up_to(s, &b[range.clone()])),
+            (Some(w), Some(b)) => s.fma(y, load_up_to(s, w, from, n), load_up_to(s, b, from, n)),
+            (Some(w), None) => s.mul(y, load_up_to(s, w, from, n)),
+            (None, Some(b)) => s.add(y, load_up_to(s, b, from, n)),
             (None, None) => y,
         };
-        store_up_to(s, y, &mut out[range]);
+        store_up_to(s, y, out, from, n);
     });
 }
 

@@ -14,16 +14,18 @@ pub fn zero_lanes<T: Float, S: Simd<T>>(s: S) -> Lanes<T, S> {
     [s.splat(T::ZERO); VIRTUAL_LANES]
 }
 
-/// Loads a vector, or what there is of it.
+/// Loads the `n` numbers of x at `from`, a vector or less.
 #[inline(always)]
-pub fn load_up_to<T: Float, S: Simd<T>>(s: S, x: &[T]) -> S::V {
-    if x.len() >= S::LANES { s.load(x) } else { s.load_partial(x) }
+pub fn load_up_to<T: Float, S: Simd<T>>(s: S, x: &[T], from: usize, n: usize) -> S::V {
+    let x = &x[from..from + n];
+    if n >= S::LANES { s.load(x) } else { s.load_partial(x) }
 }
 
-/// Stores a vector, or what there is room for.
+/// Stores `n` numbers to `out` at `from`, a vector or less.
 #[inline(always)]
-pub fn store_up_to<T: Float, S: Simd<T>>(s: S, v: S::V, out: &mut [T]) {
-    if out.len() >= S::LANES {
+pub fn store_up_to<T: Float, S: Simd<T>>(s: S, v: S::V, out: &mut [T], from: usize, n: usize) {
+    let out = &mut out[from..from + n];
+    if n >= S::LANES {
         s.store(v, out);
     } else {
         s.store_partial(v, out);
@@ -36,28 +38,29 @@ pub fn keep_first<T: Float, S: Simd<T>>(s: S, v: S::V, n: usize) -> S::V {
     if n >= S::LANES { v } else { s.select(s.mask_from_bits((1 << n) - 1), v, s.splat(T::ZERO)) }
 }
 
-/// A row cut into vectors: calls the body with the index of the virtual-lane vector and the place in the row, whole
-/// groups of sixteen first, so that the body is compiled once for full vectors and once for the rest. A macro, since
-/// a closure would lose the instructions it is compiled for.
+/// A row cut into vectors: runs the body with the index of the virtual-lane vector, its place in the row and how many
+/// numbers it has; whole groups of sixteen first, so that there the number is a constant. A macro, since a closure
+/// would lose the instructions it is compiled for.
 macro_rules! for_each_vector {
-    ($S:ident, $len:expr, |$lane:ident, $range:ident| $body:block) => {{
+    ($S:ident, $len:expr, |$lane:ident, $from:ident, $n:ident| $body:block) => {{
         let lanes = <$S as $crate::simd::Simd<_>>::LANES;
         let len: usize = $len;
         let whole = len / $crate::simd::VIRTUAL_LANES * $crate::simd::VIRTUAL_LANES;
         let mut start = 0;
         while start < whole {
             for $lane in 0..$crate::simd::VIRTUAL_LANES / lanes {
-                let $range = start + $lane * lanes..start + ($lane + 1) * lanes;
+                let ($from, $n) = (start + $lane * lanes, lanes);
                 $body
             }
             start += $crate::simd::VIRTUAL_LANES;
         }
-        let mut $lane = 0;
-        while start < len {
-            let $range = start..len.min(start + lanes);
-            $body
-            start += lanes;
-            $lane += 1;
+        // Counted as above, so that the compiler unrolls it and keeps the lanes in registers.
+        for $lane in 0..$crate::simd::VIRTUAL_LANES / lanes {
+            let $from = start + $lane * lanes;
+            if $from < len {
+                let $n = lanes.min(len - $from);
+                $body
+            }
         }
     }};
 }

@@ -46,17 +46,16 @@ fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
     let (top, _) = exp_parts(s, s.sub(s.splat(max), shift));
 
     let mut sums = zero_lanes(s);
-    for_each_vector!(S, x.len(), |lane, range| {
-        let len = range.len();
-        let (n, p) = exp_parts(s, s.sub(load_up_to(s, &x[range.clone()]), shift));
-        let y = mul_pow2(s, p, s.sub(n, top));
-        sums[lane] = s.add(sums[lane], keep_first(s, y, len));
-        store_up_to(s, y, &mut out[range]);
+    for_each_vector!(S, x.len(), |lane, from, n| {
+        let (exponent, p) = exp_parts(s, s.sub(load_up_to(s, x, from, n), shift));
+        let y = mul_pow2(s, p, s.sub(exponent, top));
+        sums[lane] = s.add(sums[lane], keep_first(s, y, n));
+        store_up_to(s, y, out, from, n);
     });
     let sum = s.splat(s.fold_add(&sums[..VIRTUAL_LANES / S::LANES]));
-    for_each_vector!(S, x.len(), |_lane, range| {
-        let y = load_up_to(s, &out[range.clone()]);
-        store_up_to(s, s.div(y, sum), &mut out[range]);
+    for_each_vector!(S, x.len(), |_lane, from, n| {
+        let y = load_up_to(s, out, from, n);
+        store_up_to(s, s.div(y, sum), out, from, n);
     });
 }
 
@@ -65,14 +64,10 @@ fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
 fn row_max<T: Float, S: Simd<T>>(s: S, x: &[T]) -> T {
     let none = s.splat(T::NEG_INFINITY);
     let mut best = [none; VIRTUAL_LANES];
-    for_each_vector!(S, x.len(), |lane, range| {
+    for_each_vector!(S, x.len(), |lane, from, n| {
         // Absent lanes are filled with -inf.
-        let v = load_up_to(s, &x[range.clone()]);
-        let v = if range.len() < S::LANES {
-            s.select(s.mask_from_bits((1 << range.len()) - 1), v, none)
-        } else {
-            v
-        };
+        let v = load_up_to(s, x, from, n);
+        let v = if n < S::LANES { s.select(s.mask_from_bits((1 << n) - 1), v, none) } else { v };
         best[lane] = s.max(v, best[lane]);
     });
     s.fold_max(&best[..VIRTUAL_LANES / S::LANES])

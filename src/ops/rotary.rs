@@ -102,9 +102,14 @@ pub fn rotary_embedding<T: Float>(
     if x.is_empty() {
         return shaped(x.shape(), Vec::new());
     }
-    let positions = match positions {
-        Some(p) => dense(p)?.into_owned(),
-        None => (0..l).map(|p| p as f64).collect(),
+    let positions = if let Some(p) = positions {
+        dense(p)?.into_owned()
+    } else {
+        let mut count = zeros(l)?;
+        for (i, p) in count.iter_mut().enumerate() {
+            *p = i as f64;
+        }
+        count
     };
     let angles = Angles::<T>::new(&positions, e, rotary)?;
     let pairs = angles.pairs;
