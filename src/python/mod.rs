@@ -28,6 +28,8 @@ mod _core {
     #[pymodule_export]
     use super::config::{isa, show_config};
     #[pymodule_export]
+    use super::functions::activation::{gelu, relu, silu};
+    #[pymodule_export]
     use super::functions::allowed_mask::allowed_mask;
     #[pymodule_export]
     use super::functions::attention::{attention_varlen, scaled_dot_product_attention};
@@ -39,6 +41,12 @@ mod _core {
     use super::layers::encoder_layer::PyEncoderLayer;
     #[pymodule_export]
     use super::layers::multi_head_attention::PyMultiHeadAttention;
+    #[pymodule_export]
+    use super::functions::positions::{
+        alibi_slopes, relative_position_buckets, rotary_embedding, sinusoidal_positions,
+    };
+    #[pymodule_export]
+    use super::functions::rows::{layer_norm, rms_norm, softmax};
     #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]

@@ -2,13 +2,11 @@
 
 use pyo3::prelude::*;
 
-use crate::error::Error;
+use super::length;
 use crate::ops::allowed_mask::allowed_mask as mask_of;
-use crate::python::arrays::type_name;
 use crate::python::boundary::{compute, entry};
 use crate::python::masks::{HeldMasks, MaskArguments};
 use crate::python::outputs::array;
-use crate::python::rng::is_index;
 
 /// Return the boolean array that masks mean: True where a query may attend a key.
 ///
@@ -80,13 +78,4 @@ pub fn allowed_mask<'py>(
         let mask = compute(py, l.saturating_mul(s), || mask_of(l, s, &masks))?;
         Ok(array(py, mask))
     })
-}
-
-/// A length from 0 on.
-fn length(name: &str, n: &Bound<'_, PyAny>) -> PyResult<usize> {
-    if !is_index(n)? {
-        return Err(Error::Type(format!("{name}: expected an int, got {}", type_name(n))).into());
-    }
-    let refused = || Error::Value(format!("{name}: expected a length from 0 on, got {n}"));
-    Ok(n.call_method0("__index__")?.extract().map_err(|_| refused())?)
 }
