@@ -52,7 +52,7 @@ def test_raised_exceptions_survive_pickle():
 
 @pytest.mark.parametrize("here", [False, True])
 def test_a_panic_is_an_internal_error(here, capfd):
-    with pytest.raises(hw.InternalError, match="injected in .* at .*\\.rs:[0-9]+; please report") as caught:
+    with pytest.raises(hw.InternalError, match=r"injected in .* at .*\.rs:[0-9]+; please report") as caught:
         hw._core._panic_for_test(here)
     assert isinstance(caught.value, RuntimeError)
     assert capfd.readouterr() == ("", "")  # nothing is printed: the exception says it all
@@ -61,7 +61,7 @@ def test_a_panic_is_an_internal_error(here, capfd):
 
 
 def test_an_error_of_numpy_names_the_argument():
-    with pytest.raises(hw.ShapeError, match="^key: .*inhomogeneous") as caught:
+    with pytest.raises(hw.ShapeError, match=r"^key: .*inhomogeneous") as caught:
         hw.scaled_dot_product_attention(np.ones((2, 2)), [[1.0, 2.0], [3.0]], np.ones((2, 2)))
     assert isinstance(caught.value.__cause__, ValueError)
 
@@ -140,14 +140,17 @@ LIMITED = """
     hw.set_num_threads(2)
     x = np.ones((1, 2, 4096, 64), dtype=np.float32)
     small = x[:, :, :256]
+    wide = np.ones((1, 2, 1, 4096), dtype=np.float32)
+    bytes_ = np.broadcast_to(np.int8(1), (2, 200000, 64))
+    halves = np.broadcast_to(np.float16(1), (400000, 64))
     hw.scaled_dot_product_attention(small, small, small)  # the pool has started
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
     calls = {
         "weights": lambda: hw.scaled_dot_product_attention(x, x, x, return_weights=True),
-        "output": lambda: hw.scaled_dot_product_attention(x, x[:, :, :1], np.ones((1, 2, 1, 4096), dtype=np.float32)),
-        "conversion": lambda: hw.scaled_dot_product_attention(*[np.broadcast_to(np.int8(1), (2, 200000, 64))] * 3),
-        "half": lambda: hw.linear(np.broadcast_to(np.float16(1), (400000, 64)), np.ones((64, 64), dtype=np.float16)),
+        "output": lambda: hw.scaled_dot_product_attention(x, x[:, :, :1], wide),
+        "conversion": lambda: hw.scaled_dot_product_attention(bytes_, bytes_, bytes_),
+        "half": lambda: hw.relu(halves),
         "mask": lambda: hw.allowed_mask(10000, 10000),
         "linear": lambda: hw.linear(x[0, 0], np.ones((8192, 64), dtype=np.float32)),
     }

@@ -19,6 +19,7 @@ def allowed_mask(
     causal_offset: _Integers | Literal["bottom_right"] = 0,
     window: _Window | None = None,
 ) -> NDArray[np.bool_]: ...
+@overload
 def scaled_dot_product_attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -34,11 +35,75 @@ def scaled_dot_product_attention(
     causal_offset: _Integers | Literal["bottom_right"] = 0,
     window: _Window | None = None,
     softcap: float | None = None,
-    return_weights: bool | Literal["raw", "capped", "masked"] = False,
-    return_lse: bool = False,
+    return_weights: Literal[False] = False,
+    return_lse: Literal[False] = False,
     rng: SupportsIndex | np.random.Generator | None = None,
     out: NDArray[Any] | None = None,
-) -> Any: ...
+) -> NDArray[Any]: ...
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    return_weights: Literal[True, "raw", "capped", "masked"],
+    return_lse: Literal[False] = False,
+    rng: SupportsIndex | np.random.Generator | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    return_weights: Literal[False] = False,
+    return_lse: Literal[True],
+    rng: SupportsIndex | np.random.Generator | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
+@overload
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    return_weights: Literal[True, "raw", "capped", "masked"],
+    return_lse: Literal[True],
+    rng: SupportsIndex | np.random.Generator | None = None,
+    out: NDArray[Any] | None = None,
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+@overload
 def attention_varlen(
     query: ArrayLike,
     key: ArrayLike,
@@ -51,8 +116,23 @@ def attention_varlen(
     window: _Window | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-    return_lse: bool = False,
-) -> Any: ...
+    return_lse: Literal[False] = False,
+) -> NDArray[Any]: ...
+@overload
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    return_lse: Literal[True],
+) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def linear(
     x: ArrayLike,
     weight: ArrayLike,
@@ -64,9 +144,7 @@ def softmax(x: ArrayLike, axis: int = -1) -> NDArray[Any]: ...
 def layer_norm(
     x: ArrayLike, weight: ArrayLike | None = None, bias: ArrayLike | None = None, *, eps: float = 1e-5
 ) -> NDArray[Any]: ...
-def rms_norm(
-    x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5
-) -> NDArray[Any]: ...
+def rms_norm(x: ArrayLike, weight: ArrayLike | None = None, *, eps: float = 1e-5) -> NDArray[Any]: ...
 def relu(x: ArrayLike) -> NDArray[Any]: ...
 def gelu(x: ArrayLike, approximate: Literal["none", "tanh"] = "none") -> NDArray[Any]: ...
 def silu(x: ArrayLike) -> NDArray[Any]: ...
