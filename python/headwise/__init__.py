@@ -8,10 +8,10 @@ In masks, ``True`` means *may be attended*, everywhere.
 """
 
 from headwise._core import (
-    __version__,
     Encoder,
     EncoderLayer,
     MultiHeadAttention,
+    __version__,
     alibi_slopes,
     allowed_mask,
     attention_varlen,

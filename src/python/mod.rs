@@ -36,17 +36,17 @@ mod _core {
     #[pymodule_export]
     use super::functions::linear::linear;
     #[pymodule_export]
-    use super::layers::encoder::PyEncoder;
-    #[pymodule_export]
-    use super::layers::encoder_layer::PyEncoderLayer;
-    #[pymodule_export]
-    use super::layers::multi_head_attention::PyMultiHeadAttention;
-    #[pymodule_export]
     use super::functions::positions::{
         alibi_slopes, relative_position_buckets, rotary_embedding, sinusoidal_positions,
     };
     #[pymodule_export]
     use super::functions::rows::{layer_norm, rms_norm, softmax};
+    #[pymodule_export]
+    use super::layers::encoder::PyEncoder;
+    #[pymodule_export]
+    use super::layers::encoder_layer::PyEncoderLayer;
+    #[pymodule_export]
+    use super::layers::multi_head_attention::PyMultiHeadAttention;
     #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]
