@@ -7,10 +7,12 @@ gives the same bits on every one of them.
 In masks, ``True`` means *may be attended*, everywhere.
 """
 
+from headwise._attention_maps import AttentionMaps
 from headwise._core import (
     Encoder,
     EncoderLayer,
     MultiHeadAttention,
+    TextEncoder,
     __version__,
     alibi_slopes,
     allowed_mask,
@@ -44,6 +46,7 @@ from headwise._layers import EncoderOutput
 from headwise._threads import num_threads
 
 __all__ = [
+    "AttentionMaps",
     "DTypeError",
     "Encoder",
     "EncoderLayer",
@@ -53,6 +56,7 @@ __all__ = [
     "ModelFormatError",
     "MultiHeadAttention",
     "ShapeError",
+    "TextEncoder",
     "TokenizerError",
     "UnsupportedModelError",
     "__version__",

@@ -1,7 +1,11 @@
-from typing import Any, Literal, SupportsIndex, TypeAlias, overload
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from headwise._attention_maps import AttentionMaps
 
 __version__: str
 
@@ -179,3 +183,47 @@ def _override_num_threads(n: SupportsIndex | None) -> int | None: ...
 def _after_fork() -> None: ...
 def _panic_for_test(here: bool = False) -> None: ...
 def _peak_gflops(dtype: Literal["float32", "float64"], threads: int) -> float: ...
+
+@final
+class TextEncoder:
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str | os.PathLike[str],
+        *,
+        dtype: Literal["float32", "float64"] = "float32",
+        max_length: int | None = None,
+        pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None,
+    ) -> Self: ...
+    def encode(
+        self,
+        inputs: str | Sequence[str] | NDArray[np.str_] | None = None,
+        prompt_name: None = None,
+        prompt: None = None,
+        batch_size: int = 32,
+        show_progress_bar: bool | None = None,
+        output_value: Literal["sentence_embedding"] = "sentence_embedding",
+        precision: Literal["float32"] = "float32",
+        convert_to_numpy: Literal[True] = True,
+        convert_to_tensor: Literal[False] = False,
+        device: Literal["cpu"] | None = None,
+        normalize_embeddings: bool = False,
+        truncate_dim: None = None,
+        pool: None = None,
+        chunk_size: None = None,
+        *,
+        sentences: str | Sequence[str] | NDArray[np.str_] | None = None,
+    ) -> NDArray[Any]: ...
+    def forward(
+        self,
+        input_ids: ArrayLike,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+    ) -> NDArray[Any]: ...
+    def attentions(self, text: str, text_pair: str | None = None) -> AttentionMaps: ...
+    def tokenize(self, texts: str | Sequence[str]) -> dict[str, NDArray[np.int64]]: ...
+    def preprocess(self, inputs: str | Sequence[str]) -> dict[str, NDArray[np.int64]]: ...
+    def get_embedding_dimension(self) -> int: ...
+    @property
+    def max_seq_length(self) -> int: ...
+    def __reduce__(self) -> tuple[Callable[..., TextEncoder], tuple[os.PathLike[str]]]: ...

@@ -19,12 +19,13 @@
 //!
 //! Tensors of the pooler, of heads and buffers such as `embeddings.position_ids` are not asked for.
 
-use std::collections::BTreeMap;
-
 use crate::error::{Error, Result};
 use crate::models::config::BertConfig;
-use crate::models::safetensors::{Tensor, TensorFile};
+use crate::models::safetensors::TensorFile;
 use crate::models::tokenizer::TokenIds;
+use crate::nn::state::{State, Tensor};
+use crate::ops::buffer::zeros;
+use crate::ops::norm::layer_norm_rows;
 use crate::simd::Float;
 
 /// A BERT checkpoint's tensors, whatever prefix the file gives them.
@@ -47,29 +48,28 @@ impl<'a> BertTensors<'a> {
     ///
     /// # Errors
     /// `ModelFormat` where a tensor is absent or has another shape than the config says.
-    pub fn encoder_state<T: Float>(&self) -> Result<BTreeMap<String, Tensor<T>>> {
+    pub fn encoder_state<T: Float>(&self) -> Result<State<T>> {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
-        let mut state = BTreeMap::new();
+        let mut state = State::new();
         for n in 0..self.config.num_hidden_layers {
             let from = format!("encoder.layer.{n}");
-            let to = format!("layers.{n}");
+            let mut keep = |name: &str, tensor| state.push((format!("layers.{n}.{name}"), tensor));
             let qkv = ["query", "key", "value"].map(|part| format!("{from}.attention.self.{part}"));
-            state.insert(format!("{to}.self_attn.in_proj_weight"), self.stacked(&qkv, "weight", &[d, d])?);
-            state.insert(format!("{to}.self_attn.in_proj_bias"), self.stacked(&qkv, "bias", &[d])?);
+            keep("self_attn.in_proj_weight", self.stacked(&qkv, "weight", &[d, d])?);
+            keep("self_attn.in_proj_bias", self.stacked(&qkv, "bias", &[d])?);
             for (theirs, ours, shape) in [
                 ("attention.output.dense", "self_attn.out_proj", [d, d]),
                 ("intermediate.dense", "linear1", [f, d]),
                 ("output.dense", "linear2", [d, f]),
             ] {
-                let weight = self.stacked(&[format!("{from}.{theirs}")], "weight", &shape)?;
-                let bias = self.stacked(&[format!("{from}.{theirs}")], "bias", &shape[..1])?;
-                state.insert(format!("{to}.{ours}.weight"), weight);
-                state.insert(format!("{to}.{ours}.bias"), bias);
+                let name = [format!("{from}.{theirs}")];
+                keep(&format!("{ours}.weight"), self.stacked(&name, "weight", &shape)?);
+                keep(&format!("{ours}.bias"), self.stacked(&name, "bias", &shape[..1])?);
             }
             for (theirs, ours) in [("attention.output.LayerNorm", "norm1"), ("output.LayerNorm", "norm2")] {
                 let (weight, bias) = self.norm(&format!("{from}.{theirs}"))?;
-                state.insert(format!("{to}.{ours}.weight"), (vec![d], weight));
-                state.insert(format!("{to}.{ours}.bias"), (vec![d], bias));
+                keep(&format!("{ours}.weight"), Tensor::new(&[d], weight));
+                keep(&format!("{ours}.bias"), Tensor::new(&[d], bias));
             }
         }
         Ok(state)
@@ -106,7 +106,7 @@ impl<'a> BertTensors<'a> {
         }
         let mut stacked = shape.to_vec();
         stacked[0] *= names.len();
-        Ok((stacked, data))
+        Ok(Tensor::new(&stacked, data))
     }
 
     /// Weight and bias of a norm; checkpoints converted from TensorFlow call them gamma and beta.
@@ -143,7 +143,18 @@ impl<T: Float> Embeddings<T> {
         self.position.len() / self.d
     }
 
-    /// Writes word + token type + position of each token to out (T, D); the norm is the caller's.
+    /// Writes the rows that the encoder begins with to out (T, D): the normalized sums of [`Embeddings::sum_rows`].
+    ///
+    /// # Errors
+    /// As [`Embeddings::sum_rows`]; `Memory`, `Interrupted`.
+    pub fn rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
+        let mut sums = zeros(out.len())?;
+        self.sum_rows(tokens, positions, &mut sums)?;
+        let (weight, bias) = (Some(&self.norm_weight[..]), Some(&self.norm_bias[..]));
+        layer_norm_rows(&sums, self.d, weight, bias, T::from_f64(self.eps), out)
+    }
+
+    /// Writes word + token type + position of each token to out (T, D).
     ///
     /// # Errors
     /// `Value` where an id, a type or a position is outside its table.
@@ -252,16 +263,17 @@ pub(crate) mod tests {
         let (file, config) = open(plain.path());
         let want = BertTensors::new(&file, &config).encoder_state::<f32>().unwrap();
         assert_eq!(want.len(), 2 * 12);
-        assert_eq!(want["layers.1.self_attn.in_proj_weight"].0, [12, 4]);
-        assert_eq!(want["layers.1.self_attn.in_proj_bias"].0, [12]);
-        assert_eq!(want["layers.0.linear1.weight"].0, [6, 4]);
-        let stack = &want["layers.0.self_attn.in_proj_weight"].1;
+        let named = |name: &str| &want.iter().find(|(n, _)| n == name).unwrap().1;
+        assert_eq!(named("layers.1.self_attn.in_proj_weight").shape, [12, 4]);
+        assert_eq!(named("layers.1.self_attn.in_proj_bias").shape, [12]);
+        assert_eq!(named("layers.0.linear1.weight").shape, [6, 4]);
+        let stack = &named("layers.0.self_attn.in_proj_weight").data;
         let [query, key, value] = ["query", "key", "value"].map(|p| {
             file.read::<f32>(&format!("encoder.layer.0.attention.self.{p}.weight"), &[4, 4]).unwrap()
         });
         assert_eq!([&stack[..16], &stack[16..32], &stack[32..]], [&query[..], &key[..], &value[..]]);
         let norm1: Vec<f32> = file.read("encoder.layer.1.attention.output.LayerNorm.weight", &[4]).unwrap();
-        assert_eq!(want["layers.1.norm1.weight"], (vec![4], norm1));
+        assert_eq!(named("layers.1.norm1.weight").data, norm1);
 
         let other = tempfile::tempdir().unwrap();
         write_small_weights(other.path(), |name| {

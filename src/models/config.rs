@@ -7,6 +7,7 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::kernels::activation::Activation;
 
 /// Bound of every size in a config: far above any model, and products of three fit in 128 bits.
 const MAX_SIZE: u64 = 1 << 31;
@@ -25,13 +26,13 @@ pub enum HiddenAct {
 }
 
 impl HiddenAct {
-    /// The name in the layers' `activation=` argument.
-    pub fn name(self) -> &'static str {
+    /// The layers' name of it.
+    pub fn activation(self) -> Activation {
         match self {
-            Self::Gelu => "gelu",
-            Self::GeluTanh => "gelu_tanh",
-            Self::Relu => "relu",
-            Self::Silu => "silu",
+            Self::Gelu => Activation::Gelu,
+            Self::GeluTanh => Activation::GeluTanh,
+            Self::Relu => Activation::Relu,
+            Self::Silu => Activation::Silu,
         }
     }
 }

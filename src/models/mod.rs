@@ -8,6 +8,7 @@
 //! pooling      token rows to one row for each text
 //! bert         Hugging Face's tensor names to torch's, and the embedding tables
 //! checkpoint   all of the above for one folder
+//! text_encoder the model in memory: texts to embeddings, hidden states, attention weights
 //! ```
 //!
 //! Files come from strangers: whatever they hold, the answer is a model or an [`Error`](crate::Error) that names
@@ -19,4 +20,5 @@ pub mod config;
 pub mod folder;
 pub mod pooling;
 pub mod safetensors;
+pub mod text_encoder;
 pub mod tokenizer;

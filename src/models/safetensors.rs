@@ -24,9 +24,6 @@ const MAX_HEADER_BYTES: u64 = 16 << 20;
 /// Bytes that are widened at a time.
 const CHUNK_BYTES: usize = 1 << 13;
 
-/// A shape and its numbers in row-major order.
-pub type Tensor<T> = (Vec<usize>, Vec<T>);
-
 /// An open `.safetensors` file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {

@@ -14,6 +14,7 @@ mod masks;
 mod outputs;
 mod peak;
 mod rng;
+mod text_encoder;
 mod threads;
 
 use pyo3::prelude::*;
@@ -51,6 +52,8 @@ mod _core {
     use super::panic_for_test;
     #[pymodule_export]
     use super::peak::_peak_gflops;
+    #[pymodule_export]
+    use super::text_encoder::PyTextEncoder;
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
 
