@@ -100,6 +100,8 @@ pub struct Attend<'a, T> {
     pub e: usize,
     /// Keys and values.
     pub keys: Keys<'a, T>,
+    /// The keys to take now; from 0 the sums begin anew, at the end of the keys the output is written.
+    pub segment: std::ops::Range<usize>,
     /// The R rows.
     pub rows: &'a [Row],
     /// Scores.
@@ -133,13 +135,16 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let Attend { q, e, keys, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } = self;
+        let Attend { q, e, keys, segment, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } =
+            self;
         let ld = padded(keys.ev);
-        acc[..rows.len() * ld].fill(T::ZERO);
-        row_max.fill(T::NEG_INFINITY);
-        row_sum.fill(T::ZERO);
+        if segment.start == 0 {
+            acc[..rows.len() * ld].fill(T::ZERO);
+            row_max.fill(T::NEG_INFINITY);
+            row_sum.fill(T::ZERO);
+        }
         let mut tile = Tile::new(scratch, e, keys.ev);
-        for first in (0..keys.count).step_by(KEY_TILE) {
+        for first in segment.clone().step_by(KEY_TILE) {
             let count = KEY_TILE.min(keys.count - first);
             if rows.iter().all(|r| r.end <= first || r.first >= first + count) {
                 continue;
@@ -163,6 +168,9 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
                 );
                 at += n;
             }
+        }
+        if segment.end < keys.count {
+            return;
         }
         for (i, row) in rows.iter().enumerate() {
             // SAFETY: rows of different tasks, and of this one, have different places.

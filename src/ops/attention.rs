@@ -11,10 +11,11 @@ use super::aligned::with_scratch;
 use super::try_parallel;
 use crate::error::Result;
 use crate::kernels::attend::{
-    Attend, Dropout, Keys, Mask, Row, ScoreKind, Scores, Scoring, padded, tile_len,
+    Attend, Dropout, KEY_TILE, Keys, Mask, Row, ScoreKind, Scores, Scoring, padded, tile_len,
 };
 use crate::kernels::gemm::OutRows;
 use crate::simd::{Float, Isa, active};
+use crate::threads::checkpoint;
 
 /// Query rows of a task: enough that packing a tile of keys costs a hundredth of using it, few enough that queries and
 /// sums stay in the second-level cache.
@@ -22,6 +23,9 @@ const TASK_ROWS: usize = 128;
 
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 400_000;
+
+/// Multiply-adds between two looks at whether the call has been interrupted.
+const SEGMENT_WORK: usize = 1 << 27;
 
 /// Distances between heads and between rows; the numbers of a row are dense.
 #[derive(Clone, Copy, Debug, Default)]
@@ -262,20 +266,24 @@ impl<T: Float> Attention<'_, T> {
                 let at = sequence.starts[0] + head * self.q.strides.head + i * self.q.strides.row;
                 to.copy_from_slice(&self.q.data[at..at + e]);
             }
-            let attend = Attend {
-                q,
-                e,
-                keys,
-                rows: &rows,
-                scoring,
-                dropout,
-                acc,
-                row_max: &mut *row_max,
-                row_sum: &mut *row_sum,
-                scratch: &mut *tile,
-                out: outputs.out,
-            };
-            T::dispatch(isa, attend);
+            for segment in segments(kept.count, n * (e + ev)) {
+                checkpoint()?;
+                let attend = Attend {
+                    q,
+                    e,
+                    keys,
+                    segment,
+                    rows: &rows,
+                    scoring,
+                    dropout,
+                    acc: &mut *acc,
+                    row_max: &mut *row_max,
+                    row_sum: &mut *row_sum,
+                    scratch: &mut *tile,
+                    out: outputs.out,
+                };
+                T::dispatch(isa, attend);
+            }
             if let Some((lse, strides)) = &outputs.lse {
                 for (r, (&max, &sum)) in chunk.clone().zip(row_max.iter().zip(&*row_sum)) {
                     let (head, i) = head_and_query(r);
@@ -302,23 +310,34 @@ impl<T: Float> Attention<'_, T> {
                 let places = sequence.key_places.as_deref();
                 let allowed = sequence.key_mask.as_deref();
                 let keys = Keys { rows: None, places, allowed, count: sequence.k_len, ..keys };
-                let scores = Scores {
-                    kind: *kind,
-                    q,
-                    e,
-                    keys,
-                    rows: &rows,
-                    scoring,
-                    row_max,
-                    row_sum,
-                    scratch: tile,
-                    out: *scores,
-                };
-                T::dispatch(isa, scores);
+                for segment in segments(sequence.k_len, n * (e + ev)) {
+                    checkpoint()?;
+                    let scores = Scores {
+                        kind: *kind,
+                        q,
+                        e,
+                        keys,
+                        segment,
+                        rows: &rows,
+                        scoring,
+                        row_max: &*row_max,
+                        row_sum: &*row_sum,
+                        scratch: &mut *tile,
+                        out: *scores,
+                    };
+                    T::dispatch(isa, scores);
+                }
             }
             Ok(())
         })
     }
+}
+
+/// Cuts keys into whole tiles that take a few milliseconds each, so that Ctrl-C is not kept waiting by a task with very
+/// many keys; at least one segment.
+fn segments(keys: usize, work_per_key: usize) -> impl Iterator<Item = Range<usize>> {
+    let step = (SEGMENT_WORK / work_per_key.max(1)).next_multiple_of(KEY_TILE).max(KEY_TILE);
+    (0..keys.max(1)).step_by(step).map(move |first| first..keys.min(first + step))
 }
 
 /// M ln 2 + ln l in f64, rounded once; -inf where nothing was added.

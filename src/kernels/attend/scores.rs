@@ -31,6 +31,8 @@ pub struct Scores<'a, T> {
     pub e: usize,
     /// All keys, none removed.
     pub keys: Keys<'a, T>,
+    /// The keys to take now.
+    pub segment: std::ops::Range<usize>,
     /// The R rows; `out` is where the row of scores starts.
     pub rows: &'a [Row],
     /// Scores.
@@ -51,7 +53,7 @@ impl<T: Float> Kernel<T> for Scores<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
         let mut tile = Tile::new(self.scratch, self.e, self.keys.ev);
-        for first in (0..self.keys.count).step_by(KEY_TILE) {
+        for first in self.segment.step_by(KEY_TILE) {
             let count = KEY_TILE.min(self.keys.count - first);
             tile.load_keys(s, &self.keys, first, count);
             for at in (0..self.rows.len()).step_by(S::ATTEND_MR) {

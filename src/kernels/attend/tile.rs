@@ -94,8 +94,10 @@ pub struct Tile<'a, T> {
     gathered: &'a mut [T],
     /// [64][Ev padded]
     v: &'a mut [T],
-    /// Whether all values of the tile are finite: then a weight of zero leaves no trace of its value.
-    v_finite: bool,
+    /// Whether the values are read where they are, not from `v`.
+    v_in_place: bool,
+    /// Whether all values of the tile are finite, once somebody asked: then a weight of zero leaves no trace of its value.
+    v_finite: Option<bool>,
     scores: &'a mut [T],
     bias: &'a mut [T],
 }
@@ -109,20 +111,44 @@ impl<'a, T: Float> Tile<'a, T> {
         let (scores, rest) = rest.split_at_mut(8 * KEY_TILE);
         let (bias, rest) = rest.split_at_mut(KEY_TILE);
         let gathered = &mut rest[7 * KEY_TILE..];
-        Self { e, first: 0, count: 0, k, gathered, v, v_finite: true, scores, bias }
+        Self { e, first: 0, count: 0, k, gathered, v, v_in_place: false, v_finite: None, scores, bias }
     }
 
     /// Packs the keys and the values of a tile.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&mut self, s: S, keys: &Keys<'_, T>, first: usize, count: usize) {
         self.load_keys(s, keys, first, count);
-        let ld = padded(keys.ev);
-        let mut finite = true;
-        for (c, to) in self.v.chunks_exact_mut(ld).take(count).enumerate() {
-            let from = &keys.v[keys.row(first + c) * keys.v_stride..][..keys.ev];
-            finite &= copy_row(s, from, to);
+        self.v_finite = None;
+        // Whole vectors that follow one another need no copy: a single query would spend its time on it.
+        self.v_in_place = keys.rows.is_none() && keys.ev % S::LANES == 0;
+        if !self.v_in_place {
+            let ld = padded(keys.ev);
+            for (c, to) in self.v.chunks_exact_mut(ld).take(count).enumerate() {
+                copy_row(s, &keys.v[keys.row(first + c) * keys.v_stride..][..keys.ev], to);
+            }
         }
-        self.v_finite = finite;
+    }
+
+    /// The values of the tile and the distance of their rows.
+    #[inline(always)]
+    fn values<'b>(&'b self, keys: &Keys<'b, T>) -> (&'b [T], usize) {
+        if self.v_in_place {
+            (&keys.v[self.first * keys.v_stride..], keys.v_stride)
+        } else {
+            (self.v, padded(keys.ev))
+        }
+    }
+
+    /// Whether all values of the tile are finite.
+    #[inline(always)]
+    fn is_finite<S: Simd<T>>(&mut self, s: S, keys: &Keys<'_, T>) -> bool {
+        if let Some(finite) = self.v_finite {
+            return finite;
+        }
+        let (v, ld) = self.values(keys);
+        let finite = (0..self.count).all(|c| row_is_finite(s, &v[c * ld..][..keys.ev]));
+        self.v_finite = Some(finite);
+        finite
     }
 
     /// Packs the keys of a tile.
@@ -193,10 +219,10 @@ impl<'a, T: Float> Tile<'a, T> {
             }
         }
         let whole = every == u64::MAX >> (KEY_TILE - used);
-        if whole || self.v_finite {
-            self.weigh(s, rows.len(), used, &factor, acc);
+        if whole || self.is_finite(s, keys) {
+            self.weigh(s, keys, rows.len(), used, &factor, acc);
         } else {
-            self.weigh_selected(s, &bits[..rows.len()], used, &factor, acc);
+            self.weigh_selected(s, keys, &bits[..rows.len()], used, &factor, acc);
         }
     }
 
@@ -252,51 +278,77 @@ impl<'a, T: Float> Tile<'a, T> {
 
     /// acc = acc * factor + P·V.
     #[inline(always)]
-    fn weigh<S: Simd<T>>(&self, s: S, rows: usize, used: usize, factor: &[T; 8], acc: &mut [T]) {
-        let ld = self.v.len() / KEY_TILE;
-        let vectors = ld / S::LANES;
+    fn weigh<S: Simd<T>>(
+        &self,
+        s: S,
+        keys: &Keys<'_, T>,
+        rows: usize,
+        used: usize,
+        factor: &[T; 8],
+        acc: &mut [T],
+    ) {
+        let (v, ldv) = self.values(keys);
+        let lda = padded(keys.ev);
+        let vectors = if self.v_in_place { keys.ev } else { lda } / S::LANES;
         let mut at = 0;
         while at < vectors {
             let nv = S::ATTEND_NV.min(vectors - at);
-            let (v, out) = (&self.v[at * S::LANES..], &mut acc[at * S::LANES..]);
-            for_tile!(S, T, rows, S::ATTEND_MR, nv, weigh_tile(s, self.scores, v, out, ld, used, factor));
+            let columns = (&v[at * S::LANES..], ldv, &mut acc[at * S::LANES..], lda);
+            for_tile!(S, T, rows, S::ATTEND_MR, nv, weigh_tile(s, self.scores, columns, used, factor));
             at += nv;
         }
     }
 
     /// The same where values that are blocked for some rows hold NaN or inf: they are passed over.
     #[inline(always)]
-    fn weigh_selected<S: Simd<T>>(&self, s: S, bits: &[u64], used: usize, factor: &[T; 8], acc: &mut [T]) {
-        let ld = self.v.len() / KEY_TILE;
+    fn weigh_selected<S: Simd<T>>(
+        &self,
+        s: S,
+        keys: &Keys<'_, T>,
+        bits: &[u64],
+        used: usize,
+        factor: &[T; 8],
+        acc: &mut [T],
+    ) {
+        let (v, ldv) = self.values(keys);
+        let lda = padded(keys.ev);
+        let width = if self.v_in_place { keys.ev } else { lda };
         for (i, &bits) in bits.iter().enumerate() {
             let p = &self.scores[i * KEY_TILE..(i + 1) * KEY_TILE];
-            for at in (0..ld).step_by(S::LANES) {
+            for at in (0..width).step_by(S::LANES) {
                 let mut sum = s.splat(T::ZERO);
                 for c in (0..used).filter(|c| bits >> c & 1 != 0) {
-                    sum = s.fma(s.splat(p[c]), s.load(&self.v[c * ld + at..]), sum);
+                    sum = s.fma(s.splat(p[c]), s.load(&v[c * ldv + at..]), sum);
                 }
-                let out = &mut acc[i * ld + at..];
+                let out = &mut acc[i * lda + at..];
                 s.store(s.add(s.mul(s.load(out), s.splat(factor[i])), sum), out);
             }
         }
     }
 }
 
-/// Copies a row of values, zeros after it; says whether all are finite.
+/// Copies a row of values, zeros after it.
 #[inline(always)]
-fn copy_row<T: Float, S: Simd<T>>(s: S, from: &[T], to: &mut [T]) -> bool {
-    let limit = s.splat(T::MAX);
-    let mut finite = u64::MAX;
+fn copy_row<T: Float, S: Simd<T>>(s: S, from: &[T], to: &mut [T]) {
     for at in (0..to.len()).step_by(S::LANES) {
         let v = if at + S::LANES <= from.len() {
             s.load(&from[at..])
         } else {
             s.load_partial(&from[at.min(from.len())..])
         };
-        finite &= s.mask_to_bits(s.le(s.abs(v), limit)) | (u64::MAX << (S::LANES - 1) << 1);
         s.store(v, &mut to[at..]);
     }
-    finite == u64::MAX
+}
+
+/// Whether all numbers of a row are finite.
+#[inline(always)]
+fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
+    let limit = s.splat(T::MAX);
+    let all = u64::MAX >> (64 - S::LANES);
+    (0..x.len()).step_by(S::LANES).all(|at| {
+        let v = if at + S::LANES <= x.len() { s.load(&x[at..]) } else { s.load_partial(&x[at..]) };
+        s.mask_to_bits(s.le(s.abs(v), limit)) == all
+    })
 }
 
 #[inline(always)]
@@ -357,17 +409,15 @@ fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
 fn weigh_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     s: S,
     p: &[T],
-    v: &[T],
-    acc: &mut [T],
-    ld: usize,
+    (v, ldv, acc, lda): (&[T], usize, &mut [T], usize),
     used: usize,
     factor: &[T; 8],
 ) {
-    let sums = block::<T, S, MR, NV>(s, p, KEY_TILE, v, ld, used);
+    let sums = block::<T, S, MR, NV>(s, p, KEY_TILE, v, ldv, used);
     for (i, sums) in sums.iter().enumerate() {
         let factor = s.splat(factor[i]);
         for (j, &v) in sums.iter().enumerate() {
-            let out = &mut acc[i * ld + j * S::LANES..];
+            let out = &mut acc[i * lda + j * S::LANES..];
             s.store(s.add(s.mul(s.load(out), factor), v), out);
         }
     }

@@ -82,6 +82,14 @@ impl Simd<f32> for Avx2 {
             let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
         }
+        fn fold_max(parts: &[__m256]) -> f32 {
+            // The compare-and-select of `max` keeps the second operand when the first is NaN.
+            let none = _mm256_set1_ps(f32::NEG_INFINITY);
+            let eight = _mm256_max_ps(parts[1], _mm256_max_ps(parts[0], none));
+            let four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps::<1>(eight));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        }
         fn transpose(x: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
             let row = |r: usize| {
                 let x = &x[r * stride..r * stride + 8];
