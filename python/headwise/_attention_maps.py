@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # numpy.typing would cost a tenth of the import
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
 
 class AttentionMaps:

@@ -246,7 +246,7 @@ fn build<T: Float>(c: &BertConfig, state: State<T>) -> Result<Encoder<T>> {
     };
     let mut loader = Loader::new(state)?;
     let encoder =
-        Encoder::new(c.num_hidden_layers, layer, false, None, &mut Init::new(0))?.load("", &mut loader)?;
+        Encoder::new(c.num_hidden_layers, layer, false, None, &mut Init::zeros())?.load("", &mut loader)?;
     loader.finish(true)?;
     Ok(encoder)
 }
