@@ -8,7 +8,7 @@
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
-use ndarray::{ArrayD, ArrayViewD, IxDyn, ShapeBuilder};
+use ndarray::{ArrayViewD, IxDyn, ShapeBuilder};
 use numpy::npyffi::{
     NPY_ARRAY_ALIGNED, NPY_ARRAY_C_CONTIGUOUS, NPY_ARRAY_CARRAY_RO, NPY_ARRAY_ENSUREARRAY,
     NPY_ARRAY_FORCECAST, PY_ARRAY_API, PyArrayObject, PyArrayObject_fields,
@@ -21,6 +21,7 @@ use pyo3::types::PyType;
 
 use super::boundary::compute;
 use super::dtypes::{Kind, Source, unsupported};
+use super::memory::{Owned, converted};
 use crate::error::{Error, Result};
 use crate::ops::buffer::zeros;
 use crate::simd::Float;
@@ -37,14 +38,15 @@ pub struct Operand<'py> {
 }
 
 /// Numbers of type `T` that an [`Operand`] holds: borrowed from its array, or converted.
-pub struct Input<'py, T> {
+pub struct Input<'py, T: Send> {
     held: Held<'py, T>,
 }
 
-enum Held<'py, T> {
+enum Held<'py, T: Send> {
     /// Dtype `T`, native, aligned, last axis dense, strides non-negative whole items.
     Numpy(Bound<'py, PyUntypedArray>, PhantomData<T>),
-    Owned(ArrayD<T>),
+    /// Dense, with its shape.
+    Owned(Owned<T>, Vec<usize>),
 }
 
 impl<'py> Operand<'py> {
@@ -91,12 +93,12 @@ impl<'py> Operand<'py> {
     pub fn read<T: Float + Element>(&self) -> PyResult<Input<'py, T>> {
         let py = self.array.py();
         let held = match self.source {
-            Source::Float(Kind::F16) => Held::Owned(self.widen(|bits| f16::from_bits(bits).to_f32())?),
-            Source::Float(Kind::BF16) => Held::Owned(self.widen(|bits| bf16::from_bits(bits).to_f32())?),
+            Source::Float(Kind::F16) => self.widen(|bits| f16::from_bits(bits).to_f32())?,
+            Source::Float(Kind::BF16) => self.widen(|bits| bf16::from_bits(bits).to_f32())?,
             source if source == Source::Float(kind_of::<T>()) && is_readable::<T>(&self.array) => {
                 Held::Numpy(self.array.clone(), PhantomData)
             }
-            _ => Held::Numpy(dense(&self.array, PyArrayDescr::of::<T>(py))?, PhantomData),
+            _ => Held::converted(&self.array, PyArrayDescr::of::<T>(py))?,
         };
         Ok(Input { held })
     }
@@ -109,35 +111,41 @@ impl<'py> Operand<'py> {
         let input = self.read()?;
         Ok(match input.held {
             Held::Numpy(array, _) if !is_dense(&array) => {
-                Input { held: Held::Numpy(dense(&array, PyArrayDescr::of::<T>(array.py()))?, PhantomData) }
+                Input { held: Held::converted(&array, PyArrayDescr::of::<T>(array.py()))? }
             }
             held => Input { held },
         })
     }
 
     /// Widens sixteen-bit numbers, without the interpreter's lock where there are many.
-    fn widen<T: Float>(&self, wide: impl Fn(u16) -> f32 + Sync) -> PyResult<ArrayD<T>> {
+    fn widen<T: Float>(&self, wide: impl Fn(u16) -> f32 + Sync) -> PyResult<Held<'py, T>> {
         let py = self.array.py();
-        let bits = if is_dense(&self.array) {
-            self.array.clone()
+        let copy;
+        let bits: &[u16] = if is_dense(&self.array) {
+            let data: *const u16 = fields(&self.array).data.cast();
+            // SAFETY: the array is dense and aligned, its items are two bytes, and it outlives the slice. The pointer
+            // is not null even where the array is empty.
+            unsafe { std::slice::from_raw_parts(data, self.array.len()) }
         } else {
             // As integers NumPy copies them without the lock, which it does not for a foreign dtype.
             let order = if self.array.dtype().is_native_byteorder() == Some(false) { "S" } else { "=" };
             let integers = PyArrayDescr::of::<u16>(py).call_method1("newbyteorder", (order,))?;
             let view = self.array.call_method1("view", (integers,))?.cast_into::<PyUntypedArray>()?;
-            dense(&view, PyArrayDescr::of::<u16>(py))?
+            copy = converted::<u16>(&view, PyArrayDescr::of::<u16>(py))?;
+            &copy
         };
-        let len = bits.len();
-        let data: *const u16 = fields(&bits).data.cast();
-        // SAFETY: `bits` is dense and aligned, has `len` items of two bytes, and outlives the slice. Where it is
-        // empty the pointer is still not null.
-        let data = unsafe { std::slice::from_raw_parts(data, len) };
-        let values = compute(py, len, || {
-            let mut values = zeros(len)?;
-            convert(data, &mut values, |x| T::from_f64(f64::from(wide(x))))?;
+        let values = compute(py, bits.len(), || {
+            let mut values = zeros(bits.len())?;
+            convert(bits, &mut values, |x| T::from_f64(f64::from(wide(x))))?;
             Ok(values)
         })?;
-        Ok(ArrayD::from_shape_vec(IxDyn(self.shape()), values).map_err(|e| Error::Internal(e.to_string()))?)
+        Ok(Held::Owned(Owned::new(values), self.shape().to_vec()))
+    }
+}
+
+impl<'py, T: Float + Element> Held<'py, T> {
+    fn converted(array: &Bound<'py, PyUntypedArray>, descr: Bound<'py, PyArrayDescr>) -> PyResult<Self> {
+        Ok(Held::Owned(converted(array, descr)?, array.shape().to_vec()))
     }
 }
 
@@ -167,12 +175,14 @@ fn kind_of<T: Float>() -> Kind {
     if size_of::<T>() == 4 { Kind::F32 } else { Kind::F64 }
 }
 
-impl<T> Input<'_, T> {
+impl<T: Float> Input<'_, T> {
     /// The numbers. The array stays alive as long as this value does.
     pub fn view(&self) -> ArrayViewD<'_, T> {
         match &self.held {
-            Held::Owned(values) => values.view(),
-            // SAFETY: `read` checked dtype, alignment and strides, or NumPy made them so.
+            Held::Owned(values, shape) => {
+                ArrayViewD::from_shape(IxDyn(shape), values).expect("as many numbers as the shape says")
+            }
+            // SAFETY: `read` checked dtype, alignment and strides.
             Held::Numpy(array, _) => unsafe { view_of(array) },
         }
     }
@@ -180,7 +190,7 @@ impl<T> Input<'_, T> {
     /// The numbers in C order and their shape, of what `read_dense` gave.
     pub fn dense(&self) -> (&[T], Vec<usize>) {
         match &self.held {
-            Held::Owned(values) => (values.as_slice().unwrap_or(&[]), values.shape().to_vec()),
+            Held::Owned(values, shape) => (values, shape.clone()),
             Held::Numpy(array, _) => {
                 assert!(is_dense(array), "an input read with read_dense");
                 // SAFETY: dense, of dtype `T`, and alive as long as `self`.

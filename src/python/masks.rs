@@ -6,9 +6,10 @@ use numpy::{Element, PyArrayDescr, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyInt, PyList, PySlice, PyString, PyTuple};
 
-use super::arrays::{Input, Operand, as_array, convert, dense, fields, type_name};
+use super::arrays::{Input, Operand, as_array, convert, dense, fields, is_dense, type_name};
 use super::boundary::compute;
 use super::dtypes::{Kind, Source, unsupported};
+use super::memory::{Owned, converted};
 use crate::error::Error;
 use crate::ops::buffer::zeros;
 use crate::ops::masks::{AttnMask, Dense, Masks, Offset};
@@ -32,7 +33,7 @@ pub struct MaskArguments<'a, 'py> {
 }
 
 /// The same, read and held while a call computes with numbers of type `T`.
-pub struct HeldMasks<'py, T> {
+pub struct HeldMasks<'py, T: Send> {
     attn_mask: Option<Held<'py, T>>,
     key_mask: Option<(Vec<bool>, Vec<usize>)>,
     key_lengths: Option<Integers>,
@@ -46,12 +47,12 @@ pub struct HeldMasks<'py, T> {
 /// Integers and their shape.
 pub type Integers = (Vec<i64>, Vec<usize>);
 
-enum Held<'py, T> {
+enum Held<'py, T: Send> {
     /// A dense array whose bytes are 0 or 1, borrowed.
     Booleans(Bound<'py, PyUntypedArray>),
-    OwnedBooleans(Vec<bool>, Vec<usize>),
+    OwnedBooleans(Owned<bool>, Vec<usize>),
     Numbers(Input<'py, T>),
-    OwnedNumbers(Vec<T>, Vec<usize>),
+    OwnedNumbers(Owned<T>, Vec<usize>),
 }
 
 enum HeldOffset {
@@ -102,7 +103,7 @@ impl<'py, T: Float + Element> HeldMasks<'py, T> {
     }
 }
 
-impl<T> Held<'_, T> {
+impl<T: Float> Held<'_, T> {
     fn mask(&self) -> AttnMask<'_, T> {
         match self {
             Held::Booleans(array) => {
@@ -131,23 +132,26 @@ fn attn_mask<'py, T: Float + Element>(
     let array = without_repeats(given)?;
     match Source::of(&array.dtype())? {
         Some(Source::Bool) => {
-            let array = dense(&array, PyArrayDescr::of::<bool>(py))?;
-            let len = array.len();
-            // SAFETY: the array is dense and lives on; bytes may have any value.
-            let bytes = unsafe { std::slice::from_raw_parts(fields(&array).data.cast::<u8>(), len) };
+            let copy;
+            let bytes: &[u8] = if is_dense(&array) {
+                // SAFETY: the array is dense and lives on; bytes may have any value.
+                unsafe { std::slice::from_raw_parts(fields(&array).data.cast::<u8>(), array.len()) }
+            } else {
+                copy = converted(&array, PyArrayDescr::of::<bool>(py))?;
+                &copy
+            };
             // NumPy lets any byte but 0 stand for true; Rust only 1.
-            let odd = compute(py, len, || {
-                let odd = bytes.iter().fold(0, |a, &b| a | b) > 1;
-                Ok(if odd {
-                    let mut clean = zeros(len)?;
-                    convert(bytes, &mut clean, |b| b != 0)?;
-                    Some(clean)
-                } else {
-                    None
-                })
+            let borrowed = is_dense(&array);
+            let clean = compute(py, bytes.len(), || {
+                if borrowed && bytes.iter().fold(0, |a, &b| a | b) <= 1 {
+                    return Ok(None);
+                }
+                let mut clean = zeros(bytes.len())?;
+                convert(bytes, &mut clean, |b| b != 0)?;
+                Ok(Some(clean))
             })?;
-            Ok(match odd {
-                Some(clean) => Held::OwnedBooleans(clean, array.shape().to_vec()),
+            Ok(match clean {
+                Some(clean) => Held::OwnedBooleans(Owned::new(clean), array.shape().to_vec()),
                 None => Held::Booleans(array),
             })
         }
@@ -172,7 +176,7 @@ fn attn_mask<'py, T: Float + Element>(
                 Ok(Some(out))
             })?;
             match converted {
-                Some(out) => Ok(Held::OwnedNumbers(out, shape)),
+                Some(out) => Ok(Held::OwnedNumbers(Owned::new(out), shape)),
                 None => Ok(Held::Numbers(Operand::new("attn_mask", array.as_any())?.read_dense()?)),
             }
         }

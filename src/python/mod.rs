@@ -11,6 +11,7 @@ mod errors;
 mod functions;
 mod layers;
 mod masks;
+mod memory;
 mod outputs;
 mod peak;
 mod rng;

@@ -1,7 +1,7 @@
 //! Results: a fresh C-contiguous array made from a vector without a copy, or the caller's `out=`.
 
 use half::{bf16, f16};
-use ndarray::{ArrayD, ArrayViewD, IxDyn};
+use ndarray::{ArrayD, IxDyn};
 use numpy::npyffi::NPY_ARRAY_WRITEABLE;
 use numpy::{Element, PyArray, PyArrayDescr, PyArrayDescrMethods, PyUntypedArray, PyUntypedArrayMethods};
 use pyo3::prelude::*;
@@ -53,7 +53,7 @@ impl<'py> Target<'py> {
             if values.is_standard_layout() { values } else { values.as_standard_layout().into_owned() };
         if let Some(out) = out {
             out.check_shape(values.shape())?;
-            self.fill(py, &values.view(), out)?;
+            self.fill(py, values, out)?;
             return Ok(out.array.clone().into_any());
         }
         if matches!(self.kind, Kind::F32 | Kind::F64) {
@@ -64,7 +64,9 @@ impl<'py> Target<'py> {
         let len = flat.len();
         match self.kind {
             Kind::F16 => {
-                let half = compute(py, len, || {
+                let half = compute(py, len, move || {
+                    // Moved in, so that it is freed without the interpreter's lock.
+                    let flat = flat;
                     let mut half = zeros::<f16>(len)?;
                     convert(&flat, &mut half, round_f16)?;
                     Ok(half)
@@ -72,7 +74,8 @@ impl<'py> Target<'py> {
                 shaped(py, half, shape)
             }
             _ => {
-                let bits = compute(py, len, || {
+                let bits = compute(py, len, move || {
+                    let flat = flat;
                     let mut bits = zeros::<u16>(len)?;
                     convert(&flat, &mut bits, |x| round_bf16(x).to_bits())?;
                     Ok(bits)
@@ -83,34 +86,31 @@ impl<'py> Target<'py> {
     }
 
     /// Writes `values`, in standard layout, into `out`, which has been checked.
-    fn fill<T: Float + Element>(
-        &self,
-        py: Python<'py>,
-        values: &ArrayViewD<'_, T>,
-        out: &Out<'py>,
-    ) -> PyResult<()> {
+    fn fill<T: Float + Element>(&self, py: Python<'py>, values: ArrayD<T>, out: &Out<'py>) -> PyResult<()> {
         let len = values.len();
-        let Some(from) = values.as_slice() else { return Ok(()) };
+        let (from, _) = values.into_raw_vec_and_offset();
         let data = Place(fields(&out.array).data.cast::<u8>());
         let kind = self.kind;
         compute(py, len, move || {
             let data = data;
+            // Moved in, so that it is freed without the interpreter's lock.
+            let from = from;
             match kind {
                 Kind::F32 | Kind::F64 => {
                     // SAFETY: `Out::new` found dtype `T` (the caller computes in the target's type), alignment and C
                     // order, `give` the same shape, and no input overlaps; the array outlives this call.
                     let to = unsafe { std::slice::from_raw_parts_mut(data.0.cast::<T>(), len) };
-                    convert(from, to, |x| x)
+                    convert(&from, to, |x| x)
                 }
                 Kind::F16 => {
                     // SAFETY: as above, with two-byte items.
                     let to = unsafe { std::slice::from_raw_parts_mut(data.0.cast::<f16>(), len) };
-                    convert(from, to, round_f16)
+                    convert(&from, to, round_f16)
                 }
                 Kind::BF16 => {
                     // SAFETY: as above, with two-byte items.
                     let to = unsafe { std::slice::from_raw_parts_mut(data.0.cast::<bf16>(), len) };
-                    convert(from, to, round_bf16)
+                    convert(&from, to, round_bf16)
                 }
             }
         })

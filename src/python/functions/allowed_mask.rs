@@ -1,7 +1,9 @@
 //! `allowed_mask`.
 
 use pyo3::prelude::*;
+use pyo3::types::PyDict;
 
+use super::attention::refuse_unknown;
 use super::length;
 use crate::ops::allowed_mask::allowed_mask as mask_of;
 use crate::python::boundary::{compute, entry};
@@ -54,7 +56,7 @@ use crate::python::outputs::array;
 ///        [1, 1, 1, 1]])
 #[pyfunction]
 #[pyo3(signature = (L, S, *, attn_mask = None, key_mask = None, key_lengths = None, is_causal = false,
-    causal_offset = None, window = None),
+    causal_offset = None, window = None, **unknown),
     text_signature = "(L, S, *, attn_mask=None, key_mask=None, key_lengths=None, is_causal=False, causal_offset=0, window=None)")]
 #[allow(non_snake_case, reason = "L and S are the letters of the contract")]
 #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
@@ -68,8 +70,10 @@ pub fn allowed_mask<'py>(
     is_causal: bool,
     causal_offset: Option<&Bound<'py, PyAny>>,
     window: Option<&Bound<'py, PyAny>>,
+    unknown: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(|| {
+        refuse_unknown("allowed_mask", unknown)?;
         let (l, s) = (length("L", L)?, length("S", S)?);
         let given = MaskArguments { attn_mask, key_mask, key_lengths, is_causal, causal_offset, window };
         // float32: there an f64 mask's lows are -inf.

@@ -26,7 +26,7 @@ pub enum Axes {
 }
 
 /// An argument that is a batch.
-pub struct Batch<'py, T> {
+pub struct Batch<'py, T: Send> {
     inputs: Vec<Input<'py, T>>,
     /// Its axes.
     pub axes: Axes,
