@@ -200,22 +200,30 @@ impl<'a, T: Float> Tile<'a, T> {
         // Keys beyond the last allowed one add exact zeros: they are left out.
         let used = KEY_TILE - any.leading_zeros() as usize;
         self.products(s, q, rows.len(), used);
+        // Three loops instead of one: each step of a row waits for the one before (maximum, exponentials, sum), and rows
+        // that do the same step side by side fill the waits.
+        let scale = if is_plain(scoring) { scoring.scale } else { T::ONE };
         let mut factor = [T::ONE; 8];
+        let mut new_max = [T::ZERO; 8];
         for (i, row) in rows.iter().enumerate() {
-            if bits[i] == 0 {
-                self.scores[i * KEY_TILE..(i + 1) * KEY_TILE].fill(T::ZERO);
-                continue;
+            if bits[i] != 0 {
+                self.score_row(s, i, row, keys, scoring, used);
             }
-            self.score_row(s, i, row, keys, scoring, used);
-            let x = &mut self.scores[i * KEY_TILE..(i + 1) * KEY_TILE];
-            let scale = if is_plain(scoring) { scoring.scale } else { T::ONE };
-            let new_max = tile_max(s, x, scale, bits[i], used, row_max[i]);
-            let sum = exponentials(s, x, scale, bits[i], used, new_max);
-            factor[i] = power_of_two(row_max[i], new_max);
-            row_sum[i] = row_sum[i] * factor[i] + sum;
-            row_max[i] = new_max;
-            if let Some(dropout) = dropout {
-                drop_weights(dropout, row, keys, self.first, &mut x[..used]);
+            new_max[i] = tile_max(s, self.row(i), scale, bits[i], used, row_max[i]);
+        }
+        let mut sums = [[T::ZERO; VIRTUAL_LANES]; 8];
+        for i in 0..rows.len() {
+            exponentials(s, self.row(i), scale, bits[i], used, new_max[i], &mut sums[i]);
+        }
+        for i in 0..rows.len() {
+            factor[i] = power_of_two(row_max[i], new_max[i]);
+            row_sum[i] = row_sum[i] * factor[i] + fold(s, &sums[i]);
+            row_max[i] = new_max[i];
+        }
+        if let Some(dropout) = dropout {
+            for (i, row) in rows.iter().enumerate() {
+                let first = self.first;
+                drop_weights(dropout, row, keys, first, &mut self.row(i)[..used]);
             }
         }
         let whole = every == u64::MAX >> (KEY_TILE - used);
@@ -429,20 +437,26 @@ fn weigh_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
 fn tile_max<T: Float, S: Simd<T>>(s: S, x: &[T], scale: T, bits: u64, used: usize, old: T) -> T {
     let (scale, none) = (s.splat(scale), s.splat(T::NEG_INFINITY));
     let mut greatest = [none; VIRTUAL_LANES];
-    let parts = VIRTUAL_LANES / S::LANES;
-    let full = u64::MAX >> (KEY_TILE - used.next_multiple_of(S::LANES));
-    if bits & full == full {
-        for (c, at) in (0..used).step_by(S::LANES).enumerate() {
-            greatest[c % parts] = s.max(s.mul(s.load(&x[at..]), scale), greatest[c % parts]);
-        }
-    } else {
-        for (c, at) in (0..used).step_by(S::LANES).enumerate() {
-            let v = s.select(s.mask_from_bits(bits >> at), s.mul(s.load(&x[at..]), scale), none);
-            greatest[c % parts] = s.max(v, greatest[c % parts]);
+    let whole = covers(bits, used);
+    for (group, x) in x.chunks_exact(VIRTUAL_LANES).take(used.div_ceil(VIRTUAL_LANES)).enumerate() {
+        for (part, greatest) in greatest.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
+            let at = part * S::LANES;
+            let mut v = s.mul(s.load(&x[at..]), scale);
+            if !whole {
+                v = s.select(s.mask_from_bits(bits >> (group * VIRTUAL_LANES + at)), v, none);
+            }
+            *greatest = s.max(v, *greatest);
         }
     }
     let n = rounded_log2(s.fold_max(&greatest));
     if n > old { n } else { old }
+}
+
+/// Whether the virtual lanes of the first `used` keys are all allowed, so that nothing has to be left out.
+#[inline(always)]
+fn covers(bits: u64, used: usize) -> bool {
+    let full = u64::MAX >> (KEY_TILE - used.next_multiple_of(VIRTUAL_LANES));
+    bits & full == full
 }
 
 /// rint(x log2 e), kept finite where x is.
@@ -458,26 +472,45 @@ fn rounded_log2<T: Float>(x: T) -> T {
     }
 }
 
-/// x becomes p; returns the sum over the tile.
+/// x becomes p; `sums` becomes the sum of each virtual lane over the tile.
 #[inline(always)]
-fn exponentials<T: Float, S: Simd<T>>(s: S, x: &mut [T], scale: T, bits: u64, used: usize, max: T) -> T {
+fn exponentials<T: Float, S: Simd<T>>(
+    s: S,
+    x: &mut [T],
+    scale: T,
+    bits: u64,
+    used: usize,
+    max: T,
+    sums: &mut [T; VIRTUAL_LANES],
+) {
     if max == T::NEG_INFINITY || max.to_f64().abs() > LARGE_SCORE {
-        return exponentials_of_large(s, x, scale, bits, used, max);
+        return exponentials_of_large(x, scale, bits, used, max, sums);
     }
     let (scale, max, zero) = (s.splat(scale), s.splat(max), s.splat(T::ZERO));
-    let mut sums = [zero; VIRTUAL_LANES];
-    let parts = VIRTUAL_LANES / S::LANES;
-    let full = u64::MAX >> (KEY_TILE - used.next_multiple_of(S::LANES));
-    let whole = bits & full == full;
-    for (c, at) in (0..used).step_by(S::LANES).enumerate() {
-        let mut p = exponential(s, s.mul(s.load(&x[at..]), scale), max);
-        if !whole {
-            p = s.select(s.mask_from_bits(bits >> at), p, zero);
+    let mut lanes = [zero; VIRTUAL_LANES];
+    let whole = covers(bits, used);
+    for (group, x) in x.chunks_exact_mut(VIRTUAL_LANES).take(used.div_ceil(VIRTUAL_LANES)).enumerate() {
+        for (part, sum) in lanes.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
+            let at = part * S::LANES;
+            let mut p = exponential(s, s.mul(s.load(&x[at..]), scale), max);
+            if !whole {
+                p = s.select(s.mask_from_bits(bits >> (group * VIRTUAL_LANES + at)), p, zero);
+            }
+            s.store(p, &mut x[at..]);
+            *sum = s.add(*sum, p);
         }
-        s.store(p, &mut x[at..]);
-        sums[c % parts] = s.add(sums[c % parts], p);
     }
-    s.fold_add(&sums)
+    s.spill(&lanes, sums);
+}
+
+/// The sum of the virtual lanes.
+#[inline(always)]
+fn fold<T: Float, S: Simd<T>>(s: S, sums: &[T; VIRTUAL_LANES]) -> T {
+    let mut lanes = [s.splat(T::ZERO); VIRTUAL_LANES];
+    for (part, lane) in lanes.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
+        *lane = s.load(&sums[part * S::LANES..]);
+    }
+    s.fold_add(&lanes)
 }
 
 /// e^x 2^-max: +0 below the smallest normal number, NaN for NaN and +inf.
@@ -491,24 +524,18 @@ pub fn exponential<T: Float, S: Simd<T>>(s: S, x: S::V, max: S::V) -> S::V {
 /// for rows in which every score so far is -inf or NaN. Rare: one number at a time.
 #[cold]
 #[inline(never)]
-fn exponentials_of_large<T: Float, S: Simd<T>>(
-    s: S,
+fn exponentials_of_large<T: Float>(
     x: &mut [T],
     scale: T,
     bits: u64,
     used: usize,
     max: T,
-) -> T {
-    let mut sum = [T::ZERO; VIRTUAL_LANES];
+    sums: &mut [T; VIRTUAL_LANES],
+) {
     for (c, x) in x[..used].iter_mut().enumerate() {
         *x = if bits >> c & 1 == 0 { T::ZERO } else { exponential_of_large(*x * scale, max) };
-        sum[c % VIRTUAL_LANES] += *x;
+        sums[c % VIRTUAL_LANES] += *x;
     }
-    let mut parts = [s.splat(T::ZERO); VIRTUAL_LANES];
-    for (part, sum) in parts.iter_mut().zip(sum.chunks_exact(S::LANES)) {
-        *part = s.load(sum);
-    }
-    s.fold_add(&parts)
 }
 
 /// One number of [`exponentials_of_large`].
