@@ -93,7 +93,7 @@ pub struct Element<'a, T> {
     pub pairs: Pairs<'a, T>,
 }
 
-impl<'a, T> Dense<'a, T> {
+impl<T> Dense<'_, T> {
     /// Strides with which the array is walked as one of shape `target`; 0 where it is repeated.
     fn strides(&self, name: &str, letters: &str, target: &[usize]) -> Result<Vec<usize>> {
         let fits = self.shape.len() <= target.len()
@@ -241,13 +241,12 @@ struct Keys {
 
 impl Keys {
     fn retain(&mut self, f: impl Fn(usize) -> bool) -> Result<()> {
-        let mut allowed = match self.allowed.take() {
-            Some(allowed) => allowed,
-            None => {
-                let mut all = zeros(self.count)?;
-                all.fill(true);
-                all
-            }
+        let mut allowed = if let Some(allowed) = self.allowed.take() {
+            allowed
+        } else {
+            let mut all = zeros(self.count)?;
+            all.fill(true);
+            all
         };
         for (j, a) in allowed.iter_mut().enumerate() {
             *a &= f(j);

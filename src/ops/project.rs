@@ -44,14 +44,13 @@ pub fn project<T: Float>(
     let bias = bias.map(|b| b.iter().copied().collect::<Vec<T>>());
     let packed = PackedLinear::new(matrix, bias.as_deref())?;
     let copy;
-    let x = match x.as_slice() {
-        Some(x) => x,
-        None => {
-            let mut dense: ArrayD<T> = array(x.shape().to_vec())?;
-            dense.assign(x);
-            copy = dense;
-            copy.as_slice().unwrap_or(&[])
-        }
+    let x = if let Some(x) = x.as_slice() {
+        x
+    } else {
+        let mut dense: ArrayD<T> = array(x.shape().to_vec())?;
+        dense.assign(x);
+        copy = dense;
+        copy.as_slice().unwrap_or(&[])
     };
     packed.forward(x, m, &mut out, After { activation, residual: None })?;
     ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| Error::Internal(e.to_string()))

@@ -185,7 +185,7 @@ pub fn scaled_dot_product_attention<T: Float>(
     let mut lse = if options.lse { Some(result(&[l])?) } else { None };
 
     let of_batch = options.masks.elements(&shapes.batch, heads, l, s)?;
-    let empty = |x: &Option<ArrayD<T>>| x.as_ref().is_none_or(|x| x.is_empty());
+    let empty = |x: &Option<ArrayD<T>>| x.as_ref().is_none_or(ArrayD::is_empty);
     if out.is_empty() && empty(&scores) && empty(&lse) {
         return Ok(Attended { out, scores, lse });
     }

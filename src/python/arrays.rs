@@ -32,7 +32,6 @@ pub(super) const CONVERT_CHUNK: usize = 1 << 13;
 
 /// An argument that is an array of numbers, its dtype known and good.
 pub struct Operand<'py> {
-    name: &'static str,
     array: Bound<'py, PyUntypedArray>,
     source: Source,
 }
@@ -58,12 +57,7 @@ impl<'py> Operand<'py> {
         let array = as_array(name, object)?;
         let descr = array.dtype();
         let Some(source) = Source::of(&descr)? else { return Err(unsupported(name, &descr)) };
-        Ok(Self { name, array, source })
-    }
-
-    /// The argument's name.
-    pub fn name(&self) -> &'static str {
-        self.name
+        Ok(Self { array, source })
     }
 
     /// The array itself.

@@ -254,8 +254,9 @@ pub fn integers(name: &str, object: &Bound<'_, PyAny>) -> PyResult<Integers> {
         return Err(Error::Type(format!("{name}: expected integers, got dtype {came}")).into());
     }
     let array = dense(&array, PyArrayDescr::of::<i64>(object.py()))?;
-    // SAFETY: the array is dense, of 64-bit integers, and lives on.
-    let data = unsafe { std::slice::from_raw_parts(fields(&array).data.cast::<i64>(), array.len()) };
+    let data: *const i64 = fields(&array).data.cast_const().cast::<std::ffi::c_void>().cast();
+    // SAFETY: the array is dense, of 64-bit integers, aligned, and lives on.
+    let data = unsafe { std::slice::from_raw_parts(data, array.len()) };
     Ok((data.to_vec(), shape))
 }
 

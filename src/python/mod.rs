@@ -3,6 +3,12 @@
 //! An exposed function is boring: read the arguments, release the interpreter's lock, call the crate, hand over
 //! the result. `boundary` guards it, `arrays` and `outputs` are its arguments and results, `errors` its faults.
 
+#![allow(
+    clippy::doc_markdown,
+    clippy::doc_link_with_quotes,
+    reason = "comments on exposed items are numpydoc docstrings, not Markdown"
+)]
+
 mod arrays;
 mod boundary;
 mod config;

@@ -29,11 +29,6 @@ impl<'py> Target<'py> {
         Self { kind, bfloat16 }
     }
 
-    /// The dtype.
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
     /// Whether the work is done in float64.
     pub fn is_f64(&self) -> bool {
         self.kind == Kind::F64
@@ -62,34 +57,28 @@ impl<'py> Target<'py> {
         let shape = IxDyn(values.shape());
         let (flat, _) = values.into_raw_vec_and_offset();
         let len = flat.len();
-        match self.kind {
-            Kind::F16 => {
-                let half = compute(py, len, move || {
-                    // Moved in, so that it is freed without the interpreter's lock.
-                    let flat = flat;
-                    let mut half = zeros::<f16>(len)?;
-                    convert(&flat, &mut half, round_f16)?;
-                    Ok(half)
-                })?;
-                shaped(py, half, shape)
-            }
-            _ => {
-                let bits = compute(py, len, move || {
-                    let flat = flat;
-                    let mut bits = zeros::<u16>(len)?;
-                    convert(&flat, &mut bits, |x| round_bf16(x).to_bits())?;
-                    Ok(bits)
-                })?;
-                shaped(py, bits, shape)?.call_method1("view", (self.bfloat16.as_ref(),))
-            }
+        // The numbers are moved in, so that they are freed without the interpreter's lock.
+        if self.kind == Kind::F16 {
+            let half = compute(py, len, move || {
+                let (flat, mut half) = (flat, zeros::<f16>(len)?);
+                convert(&flat, &mut half, round_f16)?;
+                Ok(half)
+            })?;
+            return shaped(py, half, shape);
         }
+        let bits = compute(py, len, move || {
+            let (flat, mut bits) = (flat, zeros::<u16>(len)?);
+            convert(&flat, &mut bits, |x| round_bf16(x).to_bits())?;
+            Ok(bits)
+        })?;
+        shaped(py, bits, shape)?.call_method1("view", (self.bfloat16.as_ref(),))
     }
 
     /// Writes `values`, in standard layout, into `out`, which has been checked.
     fn fill<T: Float + Element>(&self, py: Python<'py>, values: ArrayD<T>, out: &Out<'py>) -> PyResult<()> {
         let len = values.len();
         let (from, _) = values.into_raw_vec_and_offset();
-        let data = Place(fields(&out.array).data.cast::<u8>());
+        let data = Place(fields(&out.array).data.cast());
         let kind = self.kind;
         compute(py, len, move || {
             let data = data;
@@ -119,7 +108,7 @@ impl<'py> Target<'py> {
 
 /// A pointer that may go to the thread that writes there.
 #[derive(Clone, Copy)]
-struct Place(*mut u8);
+struct Place(*mut std::ffi::c_void);
 // SAFETY: it is used while the array behind it is alive and nobody else writes to it.
 unsafe impl Send for Place {}
 
@@ -133,11 +122,11 @@ fn round_bf16<T: Float>(x: T) -> bf16 {
 }
 
 /// A fresh array of `values`, which are not copied.
-pub fn array<'py, T: Element>(py: Python<'py>, values: ArrayD<T>) -> Bound<'py, PyAny> {
+pub fn array<T: Element>(py: Python<'_>, values: ArrayD<T>) -> Bound<'_, PyAny> {
     PyArray::from_owned_array(py, values).into_any()
 }
 
-fn shaped<'py, T: Element>(py: Python<'py>, values: Vec<T>, shape: IxDyn) -> PyResult<Bound<'py, PyAny>> {
+fn shaped<T: Element>(py: Python<'_>, values: Vec<T>, shape: IxDyn) -> PyResult<Bound<'_, PyAny>> {
     Ok(array(py, ArrayD::from_shape_vec(shape, values).map_err(|e| Error::Internal(e.to_string()))?))
 }
 

@@ -38,7 +38,7 @@ use crate::simd::Float;
 /// >>> hw.softmax([0.0, 0.0])
 /// array([0.5, 0.5])
 #[pyfunction]
-#[pyo3(signature = (x, axis = -1))]
+#[pyo3(signature = (x, axis = -1), text_signature = "(x, axis=-1)")]
 pub fn softmax<'py>(py: Python<'py>, x: &Bound<'py, PyAny>, axis: isize) -> PyResult<Bound<'py, PyAny>> {
     one_input!(py, x, 8, |x| ops::softmax::softmax(x, axis))
 }
