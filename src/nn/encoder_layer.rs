@@ -44,6 +44,7 @@ impl LayerConfig {
     /// `Value`, naming the argument.
     pub fn check(self) -> Result<Self> {
         super::attention::config::at_least_one("d_ff", self.d_ff)?;
+        crate::ops::buffer::elements("d_ff", &[self.d_ff, self.attention.d_model])?;
         if !(self.layer_norm_eps >= 0.0 && self.layer_norm_eps.is_finite()) {
             return Err(Error::Value(format!(
                 "layer_norm_eps: expected 0 or more, got {}",

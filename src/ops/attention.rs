@@ -8,8 +8,9 @@
 use std::ops::Range;
 
 use super::aligned::with_scratch;
+use super::buffer::zeros;
 use super::try_parallel;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kernels::attend::{
     Attend, Dropout, KEY_TILE, Keys, Mask, Row, ScoreKind, Scores, Scoring, padded, tile_len,
 };
@@ -142,16 +143,24 @@ struct Kept {
 }
 
 impl Kept {
-    fn of<T>(sequence: &Sequence<'_, T>) -> Self {
+    fn of<T>(sequence: &Sequence<'_, T>) -> Result<Self> {
         let Some(mask) = sequence.key_mask.as_ref().filter(|m| m.contains(&false)) else {
-            return Self { rows: None, places: sequence.key_places.clone(), count: sequence.k_len };
+            return Ok(Self { rows: None, places: sequence.key_places.clone(), count: sequence.k_len });
         };
-        let rows: Vec<u32> = (0..sequence.k_len as u32).filter(|&j| mask[j as usize]).collect();
-        let places = match &sequence.key_places {
-            Some(places) => rows.iter().map(|&j| places[j as usize]).collect(),
-            None => rows.clone(),
-        };
-        Self { count: rows.len(), rows: Some(rows), places: Some(places) }
+        if u32::try_from(mask.len()).is_err() {
+            let text = format!("key_mask: expected fewer than 2**32 keys, got S = {}", mask.len());
+            return Err(Error::Value(text));
+        }
+        let mut rows = zeros::<u32>(mask.iter().filter(|&&kept| kept).count())?;
+        for (row, (j, _)) in rows.iter_mut().zip(mask.iter().enumerate().filter(|(_, kept)| **kept)) {
+            *row = j as u32;
+        }
+        let mut places = zeros(rows.len())?;
+        places.copy_from_slice(&rows);
+        if let Some(given) = &sequence.key_places {
+            places.iter_mut().for_each(|p| *p = given[*p as usize]);
+        }
+        Ok(Self { count: rows.len(), rows: Some(rows), places: Some(places) })
     }
 }
 
@@ -168,9 +177,9 @@ impl<T: Float> Attention<'_, T> {
             lse: wanted.lse.map(|(lse, strides)| (OutRows::new(lse), strides)),
             scores: wanted.scores.map(|(kind, scores, slots)| (kind, OutRows::new(scores), slots)),
         };
-        let kept: Vec<Kept> = self.sequences.iter().map(Kept::of).collect();
+        let kept: Vec<Kept> = self.sequences.iter().map(Kept::of).collect::<Result<_>>()?;
         let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new();
-        let mut work = 0;
+        let mut work = 0_usize;
         for (b, sequence) in self.sequences.iter().enumerate() {
             let rows = group * sequence.q_len;
             let chunks = rows.div_ceil(TASK_ROWS);
@@ -179,7 +188,8 @@ impl<T: Float> Attention<'_, T> {
                     tasks.push((b, kv_head, rows * c / chunks..rows * (c + 1) / chunks));
                 }
             }
-            work += self.heads * sequence.q_len * sequence.k_len * (self.e + self.ev);
+            let pairs = self.heads.saturating_mul(sequence.q_len).saturating_mul(sequence.k_len);
+            work = work.saturating_add(pairs.saturating_mul(self.e + self.ev));
         }
         let run = |(b, kv_head, rows): &(usize, usize, Range<usize>)| {
             self.task(isa, &self.sequences[*b], &kept[*b], *kv_head, rows.clone(), &outputs)

@@ -96,6 +96,11 @@ impl AttentionConfig {
         at_least_one("key_dim", key_dim)?;
         at_least_one("value_dim", value_dim)?;
         probability("dropout", dropout)?;
+        for (name, heads, width) in
+            [("num_heads", num_heads, d_model.max(3)), ("num_kv_heads", num_kv_heads, key_dim.max(value_dim))]
+        {
+            crate::ops::buffer::elements(name, &[4, heads, head_dim, width])?;
+        }
         Ok(Self { d_model, num_heads, num_kv_heads, head_dim, key_dim, value_dim, bias, dropout })
     }
 }
