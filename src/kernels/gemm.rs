@@ -185,97 +185,104 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     let columns = (NV * S::LANES).min(p.weights.n - first_column);
     let weights = p.weights.panel(panel, S::GEMM_NV * S::LANES);
     let (k, ldb) = (p.weights.k, NV * S::LANES);
+    let mut sums = [T::ZERO; TILE];
     let mut start = 0;
     loop {
         let kc = K_BLOCK.min(k - start);
         let acc =
             block::<T, S, MR, NV>(s, &p.x[row * p.ldx + start..], p.ldx, &weights[start * ldb..], ldb, kc);
+        // Out of the registers at once and by constant indices only: any other use of the sums makes the compiler keep
+        // them in memory while k runs.
+        for i in 0..MR {
+            for j in 0..NV {
+                s.store(acc[i][j], &mut sums[(i * NV + j) * S::LANES..]);
+            }
+        }
         let last = start + kc == k;
-        for (i, acc) in acc.iter().enumerate() {
+        let bias = last.then_some(p.epilogue.bias).flatten().map(|b| &b[first_column..]);
+        for i in 0..MR {
             // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
             let out = unsafe { p.out.slice((p.first_row + row + i) * p.ldo + first_column, columns) };
-            write_row(
-                s,
-                acc,
-                start > 0,
-                last.then_some(p.epilogue.bias).flatten().map(|b| &b[first_column..]),
-                out,
-            );
+            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0, bias, out);
         }
         start += kc;
         if last {
             break;
         }
     }
-    finish::<T, S, MR>(s, p, row, first_column, columns);
+    let Epilogue { activation, residual, .. } = p.epilogue;
+    if activation != Activation::Identity || residual.is_some() {
+        let finish =
+            Finish { rows: MR, start: (p.first_row + row) * p.ldo + first_column, columns, product: p };
+        T::dispatch(S::ISA, finish);
+    }
 }
+
+/// Numbers of the largest register tile: 8 x 48.
+const TILE: usize = 384;
 
 /// Writes a row of sums: added to what earlier blocks left there, the bias added after the last.
 #[inline(always)]
-fn write_row<T: Float, S: Simd<T>, const NV: usize>(
-    s: S,
-    acc: &[S::V; NV],
-    add: bool,
-    bias: Option<&[T]>,
-    out: &mut [T],
-) {
-    for (j, &v) in acc.iter().enumerate() {
-        let at = j * S::LANES;
-        if at + S::LANES <= out.len() {
-            let mut v = v;
-            if add {
-                v = s.add(s.load(&out[at..]), v);
-            }
-            if let Some(bias) = bias {
-                v = s.add(v, s.load(&bias[at..]));
-            }
-            s.store(v, &mut out[at..]);
-        } else if at < out.len() {
-            let mut v = v;
-            if add {
-                v = s.add(s.load_partial(&out[at..]), v);
-            }
-            if let Some(bias) = bias {
-                v = s.add(v, s.load_partial(&bias[at..at + (out.len() - at)]));
-            }
-            s.store_partial(v, &mut out[at..]);
+fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, bias: Option<&[T]>, out: &mut [T]) {
+    let mut at = 0;
+    while at < out.len() {
+        let end = out.len().min(at + S::LANES);
+        let whole = end - at == S::LANES;
+        let mut v = s.load(&sums[at..]);
+        if add {
+            v = s.add(if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) }, v);
         }
+        if let Some(bias) = bias {
+            v = s.add(v, if whole { s.load(&bias[at..]) } else { s.load_partial(&bias[at..end]) });
+        }
+        if whole {
+            s.store(v, &mut out[at..]);
+        } else {
+            s.store_partial(v, &mut out[at..end]);
+        }
+        at += S::LANES;
     }
 }
 
-/// Activation and residual, over a tile that was just written.
-#[inline(always)]
-fn finish<T: Float, S: Simd<T>, const MR: usize>(
-    s: S,
-    p: &Product<'_, T>,
-    row: usize,
-    first: usize,
+/// Activation and residual, over a tile that was just written and is still in the first-level cache.
+///
+/// A kernel of its own: compiled into the tile's loops, the code of the activations makes the compiler spill their sums
+/// (AVX-512 fell from 95 to 45 % of the peak).
+struct Finish<'a, 'b, T> {
+    rows: usize,
+    /// The tile's first element.
+    start: usize,
     columns: usize,
-) {
-    let activation = p.epilogue.activation;
-    if activation == Activation::Identity && p.epilogue.residual.is_none() {
-        return;
-    }
-    for i in 0..MR {
-        let start = (p.first_row + row + i) * p.ldo + first;
-        // SAFETY: as in `tile_of`, whose slices have ended.
-        let out = unsafe { p.out.slice(start, columns) };
-        let mut at = 0;
-        while at < columns {
-            let whole = at + S::LANES <= columns;
-            let end = columns.min(at + S::LANES);
-            let mut v = if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) };
-            v = activation.apply(s, v);
-            if let Some(residual) = p.epilogue.residual {
-                let r = &residual[start + at..start + end];
-                v = s.add(v, if whole { s.load(r) } else { s.load_partial(r) });
+    product: &'a Product<'b, T>,
+}
+
+impl<T: Float> Kernel<T> for Finish<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let Epilogue { activation, residual, .. } = self.product.epilogue;
+        for i in 0..self.rows {
+            let start = self.start + i * self.product.ldo;
+            // SAFETY: tiles do not overlap, and the slices of `tile_of` have ended.
+            let out = unsafe { self.product.out.slice(start, self.columns) };
+            let mut at = 0;
+            while at < self.columns {
+                let end = self.columns.min(at + S::LANES);
+                let whole = end - at == S::LANES;
+                let mut v = if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) };
+                v = activation.apply(s, v);
+                if let Some(residual) = residual {
+                    let r = &residual[start + at..start + end];
+                    v = s.add(v, if whole { s.load(r) } else { s.load_partial(r) });
+                }
+                if whole {
+                    s.store(v, &mut out[at..]);
+                } else {
+                    s.store_partial(v, &mut out[at..end]);
+                }
+                at += S::LANES;
             }
-            if whole {
-                s.store(v, &mut out[at..]);
-            } else {
-                s.store_partial(v, &mut out[at..end]);
-            }
-            at += S::LANES;
         }
     }
 }

@@ -399,10 +399,10 @@ fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     loop {
         let kc = K_BLOCK.min(e - start);
         let sums = block::<T, S, MR, NV>(s, &q[start..], e, &panel[start * width..], width, kc);
-        for (i, sums) in sums.iter().enumerate() {
-            for (j, &v) in sums.iter().enumerate() {
+        for i in 0..MR {
+            for j in 0..NV {
                 let out = &mut out[i * KEY_TILE + j * S::LANES..];
-                let v = if start > 0 { s.add(s.load(out), v) } else { v };
+                let v = if start > 0 { s.add(s.load(out), sums[i][j]) } else { sums[i][j] };
                 s.store(v, out);
             }
         }
@@ -422,11 +422,11 @@ fn weigh_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     factor: &[T; 8],
 ) {
     let sums = block::<T, S, MR, NV>(s, p, KEY_TILE, v, ldv, used);
-    for (i, sums) in sums.iter().enumerate() {
+    for i in 0..MR {
         let factor = s.splat(factor[i]);
-        for (j, &v) in sums.iter().enumerate() {
+        for j in 0..NV {
             let out = &mut acc[i * lda + j * S::LANES..];
-            s.store(s.add(s.mul(s.load(out), factor), v), out);
+            s.store(s.add(s.mul(s.load(out), factor), sums[i][j]), out);
         }
     }
 }
