@@ -112,6 +112,8 @@ pub struct Product<'a, T> {
     pub ldo: usize,
     /// The row of the output, and of the residual, that row 0 of `x` makes.
     pub first_row: usize,
+    /// The column of the output, and of the residual, that column 0 of the weights makes.
+    pub first_column: usize,
     /// The whole output matrix; only the rows and the columns of `panels` are written.
     pub out: OutRows<'a, T>,
     /// What follows the sum.
@@ -202,7 +204,9 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         let bias = last.then_some(p.epilogue.bias).flatten().map(|b| &b[first_column..]);
         for i in 0..MR {
             // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
-            let out = unsafe { p.out.slice((p.first_row + row + i) * p.ldo + first_column, columns) };
+            let out = unsafe {
+                p.out.slice((p.first_row + row + i) * p.ldo + p.first_column + first_column, columns)
+            };
             write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0, bias, out);
         }
         start += kc;
@@ -212,8 +216,12 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     }
     let Epilogue { activation, residual, .. } = p.epilogue;
     if activation != Activation::Identity || residual.is_some() {
-        let finish =
-            Finish { rows: MR, start: (p.first_row + row) * p.ldo + first_column, columns, product: p };
+        let finish = Finish {
+            rows: MR,
+            start: (p.first_row + row) * p.ldo + p.first_column + first_column,
+            columns,
+            product: p,
+        };
         T::dispatch(S::ISA, finish);
     }
 }

@@ -2,13 +2,14 @@
 
 use ndarray::ArrayView2;
 
-use super::aligned::Aligned;
+use super::aligned::{Aligned, with_scratch};
+use super::try_parallel;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::kernels::gemm::{Epilogue, OutRows, Product};
 use crate::kernels::pack::{PackRows, Panels, packed_len};
 use crate::simd::{Float, Isa, Kernel, Simd, active};
-use crate::threads::parallel;
+use crate::threads::{checkpoint, parallel};
 
 /// Rows that a task takes: a whole number of tiles on every instruction set (8, 6 and 4 rows), few enough that they
 /// stay in the second-level cache while all panels pass by.
@@ -126,6 +127,7 @@ impl<T: Float> PackedLinear<T> {
                     panels: panels * column_task / column_tasks..panels * (column_task + 1) / column_tasks,
                     ldo: n,
                     first_row: first,
+                    first_column: 0,
                     out: shared,
                     epilogue: Epilogue {
                         bias: self.bias.as_deref(),
@@ -140,4 +142,54 @@ impl<T: Float> PackedLinear<T> {
         }
         parallel(row_tasks * column_tasks, |i| task(i / column_tasks, i % column_tasks))
     }
+}
+
+/// The same product with weights (N, K), dense, that are used this once: every task packs one panel where it stays in
+/// the cache and takes all rows through it, so that no packed copy of the weights is ever in memory.
+///
+/// # Errors
+/// `Memory`, `Interrupted`, `Internal`.
+pub fn product_once<T: Float>(
+    x: &[T],
+    m: usize,
+    (w, n, k): (&[T], usize, usize),
+    bias: Option<&[T]>,
+    activation: Activation,
+    out: &mut [T],
+) -> Result<()> {
+    let isa = active()?;
+    let (lanes, nv) = T::dispatch(isa, Width);
+    let whole = lanes * nv;
+    let panels = n.div_ceil(whole);
+    let shared = OutRows::new(out);
+    let task = |panel: usize| {
+        let first = panel * whole;
+        let columns = whole.min(n - first);
+        with_scratch(packed_len(columns, k, lanes), |packed: &mut [T]| {
+            T::dispatch(isa, PackRows { w: &w[first * k..], ldw: k, n: columns, k, out: &mut *packed, nv });
+            for rows in (0..m).step_by(TASK_ROWS) {
+                checkpoint()?;
+                T::dispatch(
+                    isa,
+                    Product {
+                        x: &x[rows * k..],
+                        ldx: k,
+                        m: TASK_ROWS.min(m - rows),
+                        weights: Panels { data: packed, n: columns, k },
+                        panels: 0..1,
+                        ldo: n,
+                        first_row: rows,
+                        first_column: first,
+                        out: shared,
+                        epilogue: Epilogue { bias: bias.map(|b| &b[first..]), activation, residual: None },
+                    },
+                );
+            }
+            Ok(())
+        })
+    };
+    if m * n * k < WORTH_A_THREAD {
+        return try_parallel(1, |_| (0..panels).try_for_each(task));
+    }
+    try_parallel(panels, task)
 }

@@ -1,10 +1,10 @@
-//! activation(x · weightᵀ + bias) on arrays whose last axis is the width: the one-shot form of [`PackedLinear`],
-//! which packs the weights for this call alone. Layers keep theirs packed.
+//! activation(x · weightᵀ + bias) on arrays whose last axis is the width: the one-shot form of
+//! [`PackedLinear`](super::linear::PackedLinear), for weights that are used this once. Layers keep theirs packed.
 
 use ndarray::{ArrayD, ArrayViewD, Ix2, IxDyn};
 
 use super::buffer::{elements, zeros};
-use super::linear::{After, PackedLinear};
+use super::linear::product_once;
 use super::scaled_dot_product::array;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
@@ -42,7 +42,8 @@ pub fn project<T: Float>(
     let mut out = zeros(elements("x", &shape)?)?;
     let m = rows.iter().product();
     let bias = bias.map(|b| b.iter().copied().collect::<Vec<T>>());
-    let packed = PackedLinear::new(matrix, bias.as_deref())?;
+    let weight = matrix.as_standard_layout();
+    let weight = (weight.as_slice().unwrap_or(&[]), n, k);
     let copy;
     let x = if let Some(x) = x.as_slice() {
         x
@@ -52,6 +53,6 @@ pub fn project<T: Float>(
         copy = dense;
         copy.as_slice().unwrap_or(&[])
     };
-    packed.forward(x, m, &mut out, After { activation, residual: None })?;
+    product_once(x, m, weight, bias.as_deref(), activation, &mut out)?;
     ArrayD::from_shape_vec(IxDyn(&shape), out).map_err(|e| Error::Internal(e.to_string()))
 }

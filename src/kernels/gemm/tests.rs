@@ -50,6 +50,7 @@ impl<T: Float> Kernel<T> for Whole<'_, T> {
             panels,
             ldo: n,
             first_row: 0,
+            first_column: 0,
             out: out_rows,
             epilogue: self.epilogue,
         }
