@@ -15,6 +15,7 @@ mod config;
 mod dtypes;
 mod errors;
 mod functions;
+mod keywords;
 mod layers;
 mod masks;
 mod memory;
@@ -76,6 +77,12 @@ mod _core {
             let hooks = PyDict::new(py);
             hooks.set_item("after_in_child", module.getattr("_after_fork")?)?;
             register.call((), Some(&hooks))?;
+        }
+        // A slot like `__call__` has neither a signature nor a docstring; an ordinary method under that name has both.
+        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder"] {
+            let layer = module.getattr(layer)?;
+            layer.setattr("__call__", layer.getattr("_call")?)?;
+            layer.delattr("_call")?;
         }
         // The public names are listed once, in headwise/__init__.py; PyO3's list would want a copy in the stub.
         module.delattr("__all__")

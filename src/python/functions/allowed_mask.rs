@@ -3,10 +3,10 @@
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
-use super::attention::refuse_unknown;
 use super::length;
 use crate::ops::allowed_mask::allowed_mask as mask_of;
 use crate::python::boundary::{compute, entry};
+use crate::python::keywords::no_more;
 use crate::python::masks::{HeldMasks, MaskArguments};
 use crate::python::outputs::array;
 
@@ -73,7 +73,7 @@ pub fn allowed_mask<'py>(
     unknown: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(|| {
-        refuse_unknown("allowed_mask", unknown)?;
+        no_more("allowed_mask", unknown)?;
         let (l, s) = (length("L", L)?, length("S", S)?);
         let given = MaskArguments { attn_mask, key_mask, key_lengths, is_causal, causal_offset, window };
         // float32: there an f64 mask's lows are -inf.

@@ -11,6 +11,7 @@ use crate::ops::scaled_dot_product::{self, Attended, Options, Shapes};
 use crate::ops::varlen::{self, VarlenOptions};
 use crate::python::arrays::{Operand, type_name};
 use crate::python::boundary::{compute, entry};
+use crate::python::keywords::no_more;
 use crate::python::masks::{HeldMasks, MaskArguments, integers};
 use crate::python::outputs::{Out, Target, array};
 use crate::python::rng;
@@ -127,7 +128,7 @@ pub fn scaled_dot_product_attention<'py>(
     unknown: Option<&Bound<'py, PyDict>>,
 ) -> PyResult<Bound<'py, PyAny>> {
     entry(|| {
-        refuse_unknown("scaled_dot_product_attention", unknown)?;
+        no_more("scaled_dot_product_attention", unknown)?;
         let operands =
             [Operand::new("query", query)?, Operand::new("key", key)?, Operand::new("value", value)?];
         let target = Target::of(&[&operands[0], &operands[1], &operands[2]]);
@@ -237,18 +238,6 @@ fn score_kind(wanted: Option<&Bound<'_, PyAny>>) -> PyResult<Option<ScoreKind>> 
         ))
         .into()),
     }
-}
-
-/// Keywords that do not exist, with a hint for the one that torch has.
-pub(crate) fn refuse_unknown(function: &str, unknown: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
-    let Some(name) = unknown.and_then(|d| d.keys().iter().next()) else { return Ok(()) };
-    let name = name.to_string();
-    let hint = if name == "key_padding_mask" {
-        "; pass key_mask=~key_padding_mask: in key_mask True may be attended"
-    } else {
-        ""
-    };
-    Err(Error::Type(format!("{function}() got an unexpected keyword argument '{name}'{hint}")).into())
 }
 
 /// Attend within sequences that are packed one after the other.

@@ -1,8 +1,6 @@
-//! Arguments that the layers share: widths, numbers, unknown keywords.
+//! Arguments that the layers share: widths and numbers.
 
-use pyo3::exceptions::PyTypeError;
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
 
 use crate::error::Error;
 use crate::python::arrays::type_name;
@@ -51,19 +49,4 @@ pub fn softcap(cap: Option<f64>) -> PyResult<Option<f64>> {
         }
         cap => Ok(cap),
     }
-}
-
-/// Refuses keywords that a call does not have; for torch's word of the opposite polarity it says what to pass.
-///
-/// # Errors
-/// `TypeError`.
-pub fn no_more(function: &str, unknown: Option<&Bound<'_, PyDict>>) -> PyResult<()> {
-    let Some((name, _)) = unknown.and_then(|u| u.iter().next()) else { return Ok(()) };
-    let name: String = name.extract()?;
-    if name.ends_with("key_padding_mask") {
-        return Err(PyTypeError::new_err(format!(
-            "{name} is True where torch ignores a key; pass key_mask=~{name}, which is True where a key may be attended"
-        )));
-    }
-    Err(PyTypeError::new_err(format!("{function}() got an unexpected keyword argument '{name}'")))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
-use super::arguments::{choice, no_more, width};
+use super::arguments::{choice, width};
 use super::held::{Either, Held, is_f64, with_layer};
 use super::multi_head_attention::rebuilding;
 use super::stack::{Given, LayerArguments, call, repr_of_layer, set_layer};
@@ -13,6 +13,7 @@ use crate::nn::encoder::{Encoder, Positions};
 use crate::nn::encoder_layer::LayerConfig;
 use crate::nn::init::Init;
 use crate::python::boundary::entry;
+use crate::python::keywords::no_more;
 use crate::python::masks::MaskArguments;
 use crate::python::rng::key as rng_key;
 
@@ -182,10 +183,11 @@ impl PyEncoder {
     ///     If shapes do not fit or a value is out of range.
     /// TypeError
     ///     If a mask is of the wrong kind.
-    #[pyo3(signature = (x, *, attn_mask = None, key_mask = None, lengths = None, is_causal = false, window = None,
-        head_mask = None, output_hidden_states = false, need_weights = None, training = false, rng = None, **unknown))]
+    #[pyo3(name = "_call", signature = (x, *, attn_mask = None, key_mask = None, lengths = None, is_causal = false, window = None,
+        head_mask = None, output_hidden_states = false, need_weights = None, training = false, rng = None, **unknown),
+        text_signature = "($self, x, *, attn_mask=None, key_mask=None, lengths=None, is_causal=False, window=None, head_mask=None, output_hidden_states=False, need_weights=False, training=False, rng=None)")]
     #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
-    fn __call__<'py>(
+    fn call_with<'py>(
         &self,
         py: Python<'py>,
         x: &Bound<'py, PyAny>,

@@ -6,7 +6,7 @@ use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::arguments::{no_more, optional_width, width};
+use super::arguments::{optional_width, width};
 use super::batch::{Batch, give, give_weights, head_mask, is_empty_list, said};
 use super::held::{Either, Held, is_f64, with_layer};
 use crate::error::Error;
@@ -16,6 +16,7 @@ use crate::nn::tokens::Tokens;
 use crate::ops::buffer::zeros;
 use crate::ops::linear::After;
 use crate::python::boundary::{compute, entry};
+use crate::python::keywords::no_more;
 use crate::python::masks::{HeldMasks, MaskArguments};
 use crate::python::rng::key as rng_key;
 use crate::simd::Float;
@@ -184,12 +185,13 @@ impl PyMultiHeadAttention {
     ///     If shapes do not fit or a value is out of range.
     /// TypeError
     ///     If a mask is of the wrong kind, or a list is mixed with an array.
-    #[pyo3(signature = (query, key = None, value = None, *, attn_mask = None, key_mask = None, key_lengths = None,
+    #[pyo3(name = "_call", signature = (query, key = None, value = None, *, attn_mask = None, key_mask = None, key_lengths = None,
         is_causal = false, causal_offset = None, window = None, softcap = None, scale = None, head_mask = None,
-        need_weights = false, average_weights = false, training = false, rng = None, **unknown))]
+        need_weights = false, average_weights = false, training = false, rng = None, **unknown),
+        text_signature = "($self, query, key=None, value=None, *, attn_mask=None, key_mask=None, key_lengths=None, is_causal=False, causal_offset=0, window=None, softcap=None, scale=None, head_mask=None, need_weights=False, average_weights=False, training=False, rng=None)")]
     #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
     #[allow(clippy::fn_params_excessive_bools, reason = "the arguments of the contract")]
-    fn __call__<'py>(
+    fn call_with<'py>(
         &self,
         py: Python<'py>,
         query: &Bound<'py, PyAny>,
