@@ -32,10 +32,15 @@ def public_names(module: ModuleType) -> Iterator[str]:
             yield from (
                 f"{dotted}.{member}"
                 for member, what in vars(value).items()
-                if not member.startswith("_") and (callable(what) or inspect.isdatadescriptor(what))
+                if is_public(member) and (callable(what) or inspect.isdatadescriptor(what))
             )
         elif callable(value):
             yield dotted
+
+
+def is_public(member: str) -> bool:
+    """Tell whether users call a member by its name, or by calling the object."""
+    return member == "__call__" or not member.startswith("_")
 
 
 def chosen_checks() -> set[str]:

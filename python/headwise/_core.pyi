@@ -1,16 +1,22 @@
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwise._attention_maps import AttentionMaps
+from headwise._layers import EncoderOutput
 
 __version__: str
 
 _Integers: TypeAlias = SupportsIndex | ArrayLike
 _Window: TypeAlias = tuple[SupportsIndex | None, SupportsIndex | None] | list[SupportsIndex | None]
+_Rng: TypeAlias = SupportsIndex | np.random.Generator | None
+_LayerDType: TypeAlias = (
+    Literal["float32", "float64"] | type[np.float32 | np.float64] | np.dtype[np.float32 | np.float64]
+)
+_Heads: TypeAlias = Sequence[tuple[SupportsIndex, SupportsIndex]]
 
 def allowed_mask(
     L: SupportsIndex,
@@ -41,7 +47,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     return_weights: Literal[False] = False,
     return_lse: Literal[False] = False,
-    rng: SupportsIndex | np.random.Generator | None = None,
+    rng: _Rng = None,
     out: NDArray[Any] | None = None,
 ) -> NDArray[Any]: ...
 @overload
@@ -62,7 +68,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     return_weights: Literal[True, "raw", "capped", "masked"],
     return_lse: Literal[False] = False,
-    rng: SupportsIndex | np.random.Generator | None = None,
+    rng: _Rng = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 @overload
@@ -83,7 +89,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     return_weights: Literal[False] = False,
     return_lse: Literal[True],
-    rng: SupportsIndex | np.random.Generator | None = None,
+    rng: _Rng = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]: ...
 @overload
@@ -104,7 +110,7 @@ def scaled_dot_product_attention(
     softcap: float | None = None,
     return_weights: Literal[True, "raw", "capped", "masked"],
     return_lse: Literal[True],
-    rng: SupportsIndex | np.random.Generator | None = None,
+    rng: _Rng = None,
     out: NDArray[Any] | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
 @overload
@@ -183,6 +189,373 @@ def _override_num_threads(n: SupportsIndex | None) -> int | None: ...
 def _after_fork() -> None: ...
 def _panic_for_test(here: bool = False) -> None: ...
 def _peak_gflops(dtype: Literal["float32", "float64"], threads: int) -> float: ...
+
+@final
+class MultiHeadAttention:
+    def __new__(
+        cls,
+        d_model: SupportsIndex,
+        num_heads: SupportsIndex,
+        *,
+        num_kv_heads: SupportsIndex | None = None,
+        head_dim: SupportsIndex | None = None,
+        key_dim: SupportsIndex | None = None,
+        value_dim: SupportsIndex | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        query: list[NDArray[Any]],
+        key: list[NDArray[Any]] | None = None,
+        value: list[NDArray[Any]] | None = None,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        key_lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        causal_offset: _Integers | Literal["bottom_right"] = 0,
+        window: _Window | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        average_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        query: list[NDArray[Any]],
+        key: list[NDArray[Any]] | None = None,
+        value: list[NDArray[Any]] | None = None,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        key_lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        causal_offset: _Integers | Literal["bottom_right"] = 0,
+        window: _Window | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        average_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        key_lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        causal_offset: _Integers | Literal["bottom_right"] = 0,
+        window: _Window | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        average_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        key_lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        causal_offset: _Integers | Literal["bottom_right"] = 0,
+        window: _Window | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        average_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        query: ArrayLike,
+        key: ArrayLike | None = None,
+        value: ArrayLike | None = None,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        key_lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        causal_offset: _Integers | Literal["bottom_right"] = 0,
+        window: _Window | None = None,
+        softcap: float | None = None,
+        scale: float | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: bool = False,
+        average_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> Any: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    def prune_heads(self, heads: Iterable[SupportsIndex]) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., MultiHeadAttention], tuple[Any, ...]]: ...
+
+@final
+class EncoderLayer:
+    def __new__(
+        cls,
+        d_model: SupportsIndex,
+        num_heads: SupportsIndex,
+        d_ff: SupportsIndex = 2048,
+        *,
+        num_kv_heads: SupportsIndex | None = None,
+        head_dim: SupportsIndex | None = None,
+        activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
+        norm: Literal["layer", "rms"] = "layer",
+        norm_first: bool = False,
+        layer_norm_eps: float = 1e-5,
+        ffn: Literal["mlp", "glu"] = "mlp",
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        need_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> Any: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    def prune_heads(self, heads: Iterable[SupportsIndex]) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., EncoderLayer], tuple[Any, ...]]: ...
+
+@final
+class Encoder:
+    def __new__(
+        cls,
+        num_layers: SupportsIndex,
+        d_model: SupportsIndex,
+        num_heads: SupportsIndex,
+        d_ff: SupportsIndex = 2048,
+        *,
+        final_norm: bool = False,
+        positions: Literal["sinusoidal", "rotary", "alibi"] | None = None,
+        num_kv_heads: SupportsIndex | None = None,
+        head_dim: SupportsIndex | None = None,
+        activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
+        norm: Literal["layer", "rms"] = "layer",
+        norm_first: bool = False,
+        layer_norm_eps: float = 1e-5,
+        ffn: Literal["mlp", "glu"] = "mlp",
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[False] = False,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[False] = False,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[True],
+        need_weights: bool | _Heads = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> EncoderOutput: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        output_hidden_states: bool = False,
+        need_weights: Literal[True] | _Heads,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> EncoderOutput: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = False,
+        window: _Window | None = None,
+        head_mask: ArrayLike | None = None,
+        output_hidden_states: bool = False,
+        need_weights: bool | _Heads = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> Any: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    def prune_heads(self, heads: Mapping[int, Iterable[SupportsIndex]]) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[Any, ...]]: ...
 
 @final
 class TextEncoder:

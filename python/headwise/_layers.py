@@ -1,8 +1,13 @@
-"""What the layers of the compiled module need from Python: the result of a stack, and the way back from a pickle."""
+"""What the compiled layers need from Python: the result of a stack, and the way back from a pickle."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    from headwise._core import Encoder, EncoderLayer, MultiHeadAttention
+
+Layer = TypeVar("Layer", "MultiHeadAttention", "EncoderLayer", "Encoder")
 
 
 class EncoderOutput(NamedTuple):
@@ -16,7 +21,9 @@ class EncoderOutput(NamedTuple):
     weights: Any
 
 
-def rebuild(cls: type[Any], keywords: dict[str, Any], pruned: Any, state: dict[str, Any]) -> Any:
+def rebuild(
+    cls: type[Layer], keywords: dict[str, Any], pruned: dict[int, list[int]] | None, state: dict[str, Any]
+) -> Layer:
     """Make a layer again from what its `__reduce__` gave."""
     layer = cls(**keywords, rng=0)
     if pruned:

@@ -90,7 +90,7 @@ impl<T: Float> Encoder<T> {
         positions: Option<Positions>,
         init: &mut Init,
     ) -> Result<Self> {
-        if positions == Some(Positions::Rotary) && config.attention.head_dim % 2 != 0 {
+        if positions == Some(Positions::Rotary) && !config.attention.head_dim.is_multiple_of(2) {
             return Err(Error::Value(format!(
                 "positions: rotary positions turn pairs of columns and need an even head_dim, got {}",
                 config.attention.head_dim

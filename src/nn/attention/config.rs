@@ -77,14 +77,14 @@ impl AttentionConfig {
         at_least_one("num_heads", num_heads)?;
         let num_kv_heads = num_kv_heads.unwrap_or(num_heads);
         at_least_one("num_kv_heads", num_kv_heads)?;
-        if num_heads % num_kv_heads != 0 {
+        if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(Error::Value(format!(
                 "num_kv_heads: expected a divisor of num_heads = {num_heads}, got {num_kv_heads}"
             )));
         }
         let head_dim = match head_dim {
             Some(e) => e,
-            None if d_model % num_heads == 0 => d_model / num_heads,
+            None if d_model.is_multiple_of(num_heads) => d_model / num_heads,
             None => {
                 return Err(Error::Value(format!(
                     "num_heads: expected a divisor of d_model = {d_model} (or head_dim), got {num_heads}"

@@ -100,7 +100,9 @@ impl<T: Float> Module<T> for MultiHeadAttention<T> {
         let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
         if config.is_packed() {
             let mut all = Vec::with_capacity(3 * self.q.weight.data.len());
-            parts.iter().for_each(|(_, p)| all.extend_from_slice(&p.weight.data));
+            for (_, p) in parts {
+                all.extend_from_slice(&p.weight.data);
+            }
             state
                 .push(("in_proj_weight".to_owned(), Tensor::new(&[3 * config.d_model, config.d_model], all)));
         } else if config.fits_torch() {
@@ -113,9 +115,9 @@ impl<T: Float> Module<T> for MultiHeadAttention<T> {
                 state.push(("in_proj_bias".to_owned(), Tensor::new(&[all.len()], all)));
             }
         } else {
-            parts
-                .into_iter()
-                .for_each(|(x, p)| state.extend(prefixed(&format!("{x}_proj."), linear_state(p))));
+            for (x, p) in parts {
+                state.extend(prefixed(&format!("{x}_proj."), linear_state(p)));
+            }
         }
         state.extend(prefixed("out_proj.", linear_state(&self.out)));
         state

@@ -44,7 +44,7 @@ pub fn choice<T: Copy>(name: &str, given: &str, choices: &[(&str, T)]) -> PyResu
 /// `ValueError`.
 pub fn softcap(cap: Option<f64>) -> PyResult<Option<f64>> {
     match cap {
-        Some(c) if !(c > 0.0) => {
+        Some(c) if c.is_nan() || c <= 0.0 => {
             Err(Error::Value(format!("softcap: expected a number above 0, or None, got {c}")).into())
         }
         cap => Ok(cap),

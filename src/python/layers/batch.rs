@@ -279,5 +279,5 @@ pub fn head_mask<T: Float + Element>(
 
 /// `what` if it is a list of two-axed arrays with nothing in it.
 pub fn is_empty_list(object: &Bound<'_, PyAny>) -> bool {
-    object.cast_exact::<PyList>().is_ok_and(|l| l.is_empty())
+    object.cast_exact::<PyList>().is_ok_and(PyListMethods::is_empty)
 }

@@ -163,6 +163,9 @@ impl Wanted {
     }
 }
 
+/// The class of what a stack returns.
+static OUTPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
+
 /// Calls a stack.
 ///
 /// # Errors
@@ -181,7 +184,7 @@ pub fn call<'py, T: Float + Element>(
     let axes = x.as_ref().map_or(Axes::List(Vec::new()), |x| x.axes.clone());
     let held = HeldMasks::<T>::read(&given.masks)?;
     let masks = held.masks();
-    let said = said(&masks, c.num_heads, &axes, &axes).map_err(|e| rename_lengths(e))?;
+    let said = said(&masks, c.num_heads, &axes, &axes).map_err(rename_lengths)?;
     let factors = factors::<T>(stack, given)?;
     let of_layers: Vec<Vec<usize>> = (0..stack.layers.len())
         .map(|n| match &wanted {
@@ -241,7 +244,6 @@ pub fn call<'py, T: Float + Element>(
     if given.is_layer {
         return Ok((out, maps).into_pyobject(py)?.into_any());
     }
-    static OUTPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     OUTPUT.import(py, "headwise._layers", "EncoderOutput")?.call1((out, hidden, maps))
 }
 
