@@ -11,14 +11,29 @@ Layer = TypeVar("Layer", "MultiHeadAttention", "EncoderLayer", "Encoder")
 
 
 class EncoderOutput(NamedTuple):
-    """What `Encoder` returns if hidden states or weights are asked for."""
+    """What `Encoder` returns if hidden states or weights are asked for.
 
-    #: The output, (B, L, D), or a list of (L_i, D).
+    Parameters
+    ----------
+    output : ndarray or list of ndarray
+        (B, L, D) or (L, D); of a ragged batch, a list of (L_i, D).
+    hidden_states : list of ndarray or of list of ndarray, or None
+        The input and each layer's output, each of the form of `output`; None if not asked for.
+    weights : list or dict of ndarray or of list of ndarray, or None
+        (B, H, L, L) of each layer, or a dict of (layer, head) to (B, L, L), whichever was asked for.
+    """
+
     output: Any
-    #: The input and each layer's output, or None.
     hidden_states: list[Any] | None
-    #: (B, H, L, L) of each layer, or a dict of (layer, head) to (B, L, L), or None.
     weights: Any
+
+
+for _field, _text in {
+    "output": "The output of the last layer.",
+    "hidden_states": "The input and each layer's output, or None.",
+    "weights": "Weights of each layer, or of each (layer, head) asked for, or None.",
+}.items():
+    getattr(EncoderOutput, _field).__doc__ = _text
 
 
 def rebuild(

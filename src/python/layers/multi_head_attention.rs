@@ -158,7 +158,7 @@ impl PyMultiHeadAttention {
     /// window : tuple of (int or None, int or None), optional
     ///     Keys allowed to the left and right of a query's place.
     /// softcap : float, optional
-    ///     c > 0: scores become c tanh(score / c), before masks.
+    ///     Cap c > 0: scores become c tanh(score / c), before masks.
     /// scale : float, optional
     ///     Factor of the products; 1 / sqrt(E) if left out.
     /// head_mask : array_like, optional
