@@ -24,14 +24,6 @@ pub mod nn;
 pub mod ops;
 pub mod philox;
 #[cfg(feature = "python")]
-#[allow(
-    clippy::doc_markdown,
-    clippy::doc_link_with_quotes,
-    rustdoc::bare_urls,
-    rustdoc::broken_intra_doc_links,
-    rustdoc::invalid_html_tags,
-    reason = "what stands over an exposed item is its Python docstring, in numpydoc's markup"
-)]
 mod python;
 pub mod simd;
 pub mod threads;

@@ -98,6 +98,25 @@ impl<T> Default for Call<'_, T> {
     }
 }
 
+/// What attends and what is attended to: rows before their projection.
+#[derive(Clone, Copy)]
+pub struct Sources<'a, T> {
+    /// (T, D)
+    pub queries: Tokens<'a, T>,
+    /// (T, `key_dim`); the queries themselves in self-attention.
+    pub keys: Tokens<'a, T>,
+    /// (T, `value_dim`), laid out as the keys.
+    pub values: &'a [T],
+}
+
+impl<'a, T> Sources<'a, T> {
+    /// Tokens that attend to each other.
+    pub fn own(tokens: Tokens<'a, T>) -> Self {
+        let Tokens { rows, layout } = tokens;
+        Self { queries: tokens, keys: Tokens { rows, layout }, values: rows }
+    }
+}
+
 /// What a layer writes between its input and its output, kept from layer to layer.
 pub struct AttentionBuffers<T> {
     q: Aligned<T>,
@@ -122,7 +141,7 @@ impl<T: Float> AttentionBuffers<T> {
 }
 
 impl<T: Float> MultiHeadAttention<T> {
-    /// Attends: the rows of `x` to those of `keys` and `values`, which are `x` itself in self-attention.
+    /// Attends: each query to the keys of its sequence.
     ///
     /// Writes (T, D) into `out`, with `after.residual` added; returns the wanted weights, (heads, L, S) of each
     /// sequence back to back.
@@ -131,9 +150,7 @@ impl<T: Float> MultiHeadAttention<T> {
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn forward(
         &self,
-        x: Tokens<'_, T>,
-        keys: Tokens<'_, T>,
-        values: &[T],
+        Sources { queries: x, keys, values }: Sources<'_, T>,
         call: &Call<'_, T>,
         buffers: &mut AttentionBuffers<T>,
         out: &mut [T],
@@ -151,10 +168,12 @@ impl<T: Float> MultiHeadAttention<T> {
         }
         let weights = self.attend(x.layout, keys.layout, call, (q, k, v), result)?;
         if let Some(head_mask) = call.head_mask {
-            for row in result[..rows * self.config.query_width()].chunks_exact_mut(self.config.query_width())
-            {
+            let width = self.config.query_width();
+            for row in result[..rows * width].chunks_exact_mut(width) {
                 for (head, &factor) in row.chunks_exact_mut(e).zip(head_mask) {
-                    head.iter_mut().for_each(|x| *x = *x * factor);
+                    for x in head {
+                        *x = *x * factor;
+                    }
                 }
             }
         }

@@ -5,7 +5,7 @@
 //! pre-norm   x = x + attention(norm1(x));   x = x + feed(norm2(x))          (Xiong et al. 2020)
 //! ```
 
-use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention};
+use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources};
 use super::dropout::{drop_out, site_key};
 use super::feed_forward::{FeedForward, HiddenRows};
 use super::init::Init;
@@ -137,8 +137,8 @@ impl<T: Float> EncoderLayer<T> {
         // With dropout the residual is added after it, else by the product itself: the same sums either way.
         let residual = dropout.is_none().then_some(&*x);
         let after = After { activation: Activation::Identity, residual };
-        let tokens = Tokens { rows: first, layout };
-        let weights = self.attention.forward(tokens, tokens, first, call, attention, middle, after)?;
+        let sources = Sources::own(Tokens { rows: first, layout });
+        let weights = self.attention.forward(sources, call, attention, middle, after)?;
         if let Some(key) = dropout {
             self.drop_and_add(middle, x, site_key(key, 0, 1))?;
         }

@@ -10,7 +10,9 @@ use super::arguments::{optional_width, width};
 use super::batch::{Batch, give, give_weights, head_mask, is_empty_list, said};
 use super::held::{Either, Held, is_f64, with_layer};
 use crate::error::Error;
-use crate::nn::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, WantedHeads};
+use crate::nn::attention::{
+    AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources, WantedHeads,
+};
 use crate::nn::init::Init;
 use crate::nn::tokens::Tokens;
 use crate::ops::buffer::zeros;
@@ -492,8 +494,8 @@ fn call<'py, T: Float + Element>(
         let values = vx.as_deref().unwrap_or(keys.rows);
         let mut buffers = AttentionBuffers::new(c, layout.total(), key_layout.total())?;
         let mut out = zeros(layout.total() * c.d_model)?;
-        let tokens = Tokens { rows: &x, layout: &layout };
-        let weights = layer.forward(tokens, keys, values, &call, &mut buffers, &mut out, After::default())?;
+        let sources = Sources { queries: Tokens { rows: &x, layout: &layout }, keys, values };
+        let weights = layer.forward(sources, &call, &mut buffers, &mut out, After::default())?;
         let weights =
             if average_weights { mean_of_heads(&weights, &layout, key_layout, c.num_heads) } else { weights };
         let heads = if average_weights { 1 } else { c.num_heads };
