@@ -112,12 +112,15 @@ pub struct Attention<'a, T> {
     pub sequences: Vec<Sequence<'a, T>>,
 }
 
+/// The slot of each head whose scores are wanted; every head has its own if this is absent.
+pub type Slots<'a> = Option<&'a [Option<usize>]>;
+
 /// What else is written beside the output.
 pub struct Wanted<'a, T> {
     /// Log-sum-exp of each row.
     pub lse: Option<(&'a mut [T], Strides)>,
     /// Scores or weights of each row; of the heads that have a slot, if not of all, each in its slot.
-    pub scores: Option<(ScoreKind, &'a mut [T], Option<&'a [Option<usize>]>)>,
+    pub scores: Option<(ScoreKind, &'a mut [T], Slots<'a>)>,
 }
 
 impl<T> Default for Wanted<'_, T> {
@@ -130,7 +133,7 @@ impl<T> Default for Wanted<'_, T> {
 struct Outputs<'a, T> {
     out: OutRows<'a, T>,
     lse: Option<(OutRows<'a, T>, Strides)>,
-    scores: Option<(ScoreKind, OutRows<'a, T>, Option<&'a [Option<usize>]>)>,
+    scores: Option<(ScoreKind, OutRows<'a, T>, Slots<'a>)>,
 }
 
 /// The keys of a sequence that are left once those that nobody may attend are removed.
@@ -223,6 +226,10 @@ impl<T: Float> Attention<'_, T> {
         }
     }
 
+    #[allow(
+        clippy::too_many_lines,
+        reason = "the parts of one call of the kernel, cut out of what tasks share"
+    )]
     fn task(
         &self,
         isa: Isa,

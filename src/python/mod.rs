@@ -6,6 +6,8 @@
 #![allow(
     clippy::doc_markdown,
     clippy::doc_link_with_quotes,
+    rustdoc::bare_urls,
+    rustdoc::broken_intra_doc_links,
     reason = "comments on exposed items are numpydoc docstrings, not Markdown"
 )]
 

@@ -120,7 +120,7 @@ impl<'a, T: Float> Tile<'a, T> {
         self.load_keys(s, keys, first, count);
         self.v_finite = None;
         // Whole vectors that follow one another need no copy: a single query would spend its time on it.
-        self.v_in_place = keys.rows.is_none() && keys.ev % S::LANES == 0;
+        self.v_in_place = keys.rows.is_none() && keys.ev.is_multiple_of(S::LANES);
         if !self.v_in_place {
             let ld = padded(keys.ev);
             for (c, to) in self.v.chunks_exact_mut(ld).take(count).enumerate() {
