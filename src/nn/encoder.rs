@@ -211,3 +211,102 @@ impl<T: Float> Module<T> for Encoder<T> {
         Ok(Self { layers, norm, config: self.config.clone(), positions: self.positions })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::activation::Activation;
+    use crate::kernels::testing::{assert_same_bits, normals};
+    use crate::nn::attention::AttentionConfig;
+    use crate::nn::norm::NormKind;
+
+    const D: usize = 16;
+
+    fn stack(
+        positions: Option<Positions>,
+        norm_first: bool,
+        change: impl Fn(&mut LayerConfig),
+    ) -> Encoder<f32> {
+        let attention = AttentionConfig::new(D, 4, Some(2), None, (None, None), true, 0.0).unwrap();
+        let mut config = LayerConfig {
+            attention,
+            d_ff: 24,
+            activation: Activation::Gelu,
+            norm: NormKind::Layer,
+            norm_first,
+            layer_norm_eps: 1e-5,
+            gated: false,
+        };
+        change(&mut config);
+        Encoder::new(2, config, norm_first, positions, &mut Init::new(1)).unwrap()
+    }
+
+    fn call(dropout: Option<u64>) -> StackCall<'static, f32> {
+        StackCall {
+            masks: &[],
+            causal: true,
+            window: (None, None),
+            head_mask: None,
+            weights: &[],
+            hidden_states: false,
+            dropout,
+        }
+    }
+
+    fn run(stack: &Encoder<f32>, rows: &[f32], layout: &Layout, dropout: Option<u64>) -> Vec<f32> {
+        stack.forward(rows.to_vec(), layout, &call(dropout)).unwrap().rows
+    }
+
+    #[test]
+    fn positions_count_the_tokens_that_are_kept() {
+        let lengths = [3, 70];
+        let rows = normals(73 * D, 1, 1.0);
+        // Padding on the left of the first sequence, and a hole in the second.
+        let keep: Vec<bool> = (0..2 * 71).map(|i| if i < 71 { i >= 68 } else { i != 80 }).collect();
+        let padded = Layout::padded(2, 71, Some(&keep));
+        assert_eq!(padded.lengths, lengths);
+        let (kinds, dense) =
+            ([Positions::Sinusoidal, Positions::Rotary, Positions::Alibi], Layout::dense(lengths.to_vec()));
+        let mut seen = vec![run(&stack(None, false, |_| ()), &rows, &dense, None)];
+        for positions in kinds {
+            let stack = stack(Some(positions), false, |_| ());
+            let out = run(&stack, &rows, &padded, None);
+            assert_same_bits(&out, &run(&stack, &rows, &dense, None));
+            let alone = run(&stack, &rows[3 * D..], &Layout::dense(vec![70]), None);
+            assert_same_bits(&out[3 * D..], &alone);
+            assert!(!seen.contains(&out), "{positions:?} changes nothing");
+            seen.push(out);
+        }
+    }
+
+    #[test]
+    fn training_in_which_nothing_falls_gives_the_bits_of_inference() {
+        let rows = normals(20 * D, 2, 1.0);
+        let layout = Layout::dense(vec![7, 13]);
+        for (norm_first, gated) in [(false, false), (true, false), (false, true), (true, true)] {
+            let with = |dropout: f64| {
+                stack(None, norm_first, |c| {
+                    c.gated = gated;
+                    c.attention.dropout = dropout;
+                })
+            };
+            let (never, often) = (with(1e-300), with(0.3));
+            let inference = run(&never, &rows, &layout, None);
+            assert_same_bits(&run(&never, &rows, &layout, Some(8)), &inference);
+            assert_same_bits(&run(&often, &rows, &layout, None), &inference);
+            assert_ne!(run(&often, &rows, &layout, Some(8)), inference);
+            assert_same_bits(&run(&often, &rows, &layout, Some(8)), &run(&often, &rows, &layout, Some(8)));
+        }
+    }
+
+    #[test]
+    fn hidden_states_are_the_input_and_what_each_layer_made_of_it() {
+        let stack = stack(None, true, |_| ());
+        let (rows, layout) = (normals(5 * D, 3, 1.0), Layout::dense(vec![5]));
+        let call = StackCall { hidden_states: true, ..call(None) };
+        let output = stack.forward(rows.clone(), &layout, &call).unwrap();
+        assert_eq!(output.hidden_states.len(), 3);
+        assert_same_bits(&output.hidden_states[0], &rows);
+        assert_same_bits(&output.hidden_states[2], &output.rows);
+    }
+}

@@ -148,3 +148,67 @@ impl<T: Float> Module<T> for FeedForward<T> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::naive;
+    use crate::kernels::testing::{assert_same_bits, normals, rms_relative};
+
+    const D: usize = 8;
+    const F: usize = 12;
+
+    fn part<T: Float>(gated: bool) -> FeedForward<T> {
+        FeedForward::new((D, F), gated, Activation::Silu, true, 0.0, &mut Init::new(3)).unwrap()
+    }
+
+    fn run<T: Float>(part: &FeedForward<T>, x: &[T], residual: Option<&[T]>, in_one_go: bool) -> Vec<T> {
+        let m = x.len() / D;
+        let mut out = vec![T::ZERO; x.len()];
+        // Training takes all rows in one go; nothing is dropped, as the probability is 0.
+        let dropout = in_one_go.then_some(1);
+        let mut buffers = part.buffers(m, in_one_go).unwrap();
+        part.forward(x, m, &mut out, residual, dropout, &mut buffers).unwrap();
+        out
+    }
+
+    #[test]
+    fn blocks_of_rows_give_the_bits_of_one_go() {
+        for gated in [false, true] {
+            let part = part::<f32>(gated);
+            for m in [0, 1, BLOCK_ROWS - 1, BLOCK_ROWS, BLOCK_ROWS + 1, 2 * BLOCK_ROWS + 77] {
+                let (x, residual) = (normals(m * D, 1, 1.0), normals(m * D, 2, 1.0));
+                let blocks = run(&part, &x, Some(&residual), false);
+                assert_same_bits(&blocks, &run(&part, &x, Some(&residual), true));
+            }
+        }
+    }
+
+    /// What the first lines of this file say, in plain loops.
+    fn twin(part: &FeedForward<f64>, x: &[f64]) -> Vec<f64> {
+        let map = |linear: &Linear<f64>, x: &[f64]| -> Vec<f64> {
+            let bias = linear.bias.as_deref().expect("a bias");
+            let rows = linear.weight.data.chunks_exact(linear.k()).zip(bias);
+            rows.map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect()
+        };
+        let act = |hidden: Vec<f64>| hidden.into_iter().map(|h| naive::activation(Activation::Silu, h));
+        let row = |x: &[f64]| {
+            let hidden: Vec<f64> = match &part.gate {
+                Some(gate) => act(map(gate, x)).zip(map(&part.up, x)).map(|(g, u)| g * u).collect(),
+                None => act(map(&part.up, x)).collect(),
+            };
+            map(&part.down, &hidden)
+        };
+        x.chunks_exact(D).flat_map(row).collect()
+    }
+
+    #[test]
+    fn both_forms_equal_their_twin() {
+        for gated in [false, true] {
+            let part = part::<f64>(gated);
+            let x = normals(20 * D, 4, 1.0);
+            let error = rms_relative(&run(&part, &x, None, false), &twin(&part, &x));
+            assert!(error < 1e-14, "gated {gated}: {error:e}");
+        }
+    }
+}

@@ -207,3 +207,81 @@ pub(crate) fn load_linear<T: Float>(
     let weight = loader.take(&format!("{prefix}weight"), &linear.weight)?;
     Ok(Linear::new(weight, loader.take_vec(&format!("{prefix}bias"), linear.bias.as_ref())?))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H heads, Hk groups, E, and the widths of keys and values; D = 12.
+    fn layer(heads: (usize, usize, usize), widths: (usize, usize), bias: bool) -> MultiHeadAttention<f32> {
+        let widths = (Some(widths.0), Some(widths.1));
+        let config =
+            AttentionConfig::new(12, heads.0, Some(heads.1), Some(heads.2), widths, bias, 0.0).unwrap();
+        MultiHeadAttention::new(config, &mut Init::new(5)).unwrap()
+    }
+
+    fn names(state: &State<f32>) -> Vec<&str> {
+        state.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// Loads a state into a layer of the same form and other parameters; returns the state that is then there.
+    fn reload(layer: &MultiHeadAttention<f32>, state: State<f32>) -> State<f32> {
+        let other = MultiHeadAttention::new(layer.config.clone(), &mut Init::new(6)).unwrap();
+        assert_ne!(other.state(), layer.state());
+        let mut loader = Loader::new(state).unwrap();
+        let loaded = other.load("", &mut loader).unwrap();
+        loader.finish(true).unwrap();
+        loaded.state()
+    }
+
+    /// The form of separate layers, as checkpoints that torch's module does not fit have it.
+    fn split(layer: &MultiHeadAttention<f32>) -> State<f32> {
+        [("q_proj.", &layer.q), ("k_proj.", &layer.k), ("v_proj.", &layer.v), ("out_proj.", &layer.out)]
+            .into_iter()
+            .flat_map(|(name, part)| prefixed(name, linear_state(part)))
+            .collect()
+    }
+
+    #[test]
+    fn names_are_torchs_where_it_could_hold_the_layer() {
+        let packed = layer((3, 3, 4), (12, 12), true).state();
+        assert_eq!(names(&packed), ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]);
+        assert_eq!(packed[0].1.shape, [36, 12]);
+        let widths = layer((3, 3, 4), (7, 9), false).state();
+        assert_eq!(names(&widths), ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]);
+        let grouped = layer((6, 2, 2), (12, 12), false).state();
+        assert_eq!(names(&grouped), ["q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight"]);
+    }
+
+    #[test]
+    fn every_form_loads() {
+        for bias in [false, true] {
+            for (heads, widths) in [((3, 3, 4), (12, 12)), ((3, 3, 4), (7, 9)), ((6, 2, 2), (12, 12))] {
+                let layer = layer(heads, widths, bias);
+                assert_eq!(reload(&layer, layer.state()), layer.state());
+                assert_eq!(reload(&layer, split(&layer)), layer.state());
+            }
+        }
+    }
+
+    #[test]
+    fn pruning_keeps_the_parameters_of_the_heads_that_stay() {
+        let whole = layer((3, 3, 4), (12, 12), true);
+        let pruned = whole.prune(&[1]).unwrap();
+        assert_eq!((pruned.config.num_heads, pruned.config.num_kv_heads), (2, 2));
+        for (small, large) in [(&pruned.q, &whole.q), (&pruned.k, &whole.k), (&pruned.v, &whole.v)] {
+            assert_eq!(small.weight.rows(0..4), large.weight.rows(0..4));
+            assert_eq!(small.weight.rows(4..8), large.weight.rows(8..12));
+        }
+        for (small, large) in pruned.out.weight.data.chunks(8).zip(whole.out.weight.data.chunks(12)) {
+            assert_eq!(small, [&large[..4], &large[8..]].concat());
+        }
+        // Groups of three queries: one whole group may go, or one head of each.
+        let grouped = layer((6, 2, 2), (12, 12), true);
+        assert_eq!(grouped.prune(&[3, 4, 5]).unwrap().config.num_kv_heads, 1);
+        assert_eq!(grouped.prune(&[0, 5]).unwrap().config.num_kv_heads, 2);
+        for (refused, heads) in [(&grouped, &[0][..]), (&whole, &[0, 1, 2]), (&whole, &[3])] {
+            assert!(refused.prune(heads).is_err(), "{heads:?}");
+        }
+    }
+}
