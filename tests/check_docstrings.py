@@ -31,7 +31,8 @@ def public_names(module: ModuleType) -> Iterator[str]:
             yield dotted
             yield from (
                 f"{dotted}.{member}"
-                for member, what in vars(value).items()
+                # Sorted: PyO3 adds properties in another order in every process.
+                for member, what in sorted(vars(value).items())
                 if is_public(member) and (callable(what) or inspect.isdatadescriptor(what))
             )
         elif callable(value):
