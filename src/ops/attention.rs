@@ -161,7 +161,9 @@ impl Kept {
         let mut places = zeros(rows.len())?;
         places.copy_from_slice(&rows);
         if let Some(given) = &sequence.key_places {
-            places.iter_mut().for_each(|p| *p = given[*p as usize]);
+            for p in &mut places {
+                *p = given[*p as usize];
+            }
         }
         Ok(Self { count: rows.len(), rows: Some(rows), places: Some(places) })
     }
