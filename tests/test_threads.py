@@ -326,6 +326,8 @@ INTERRUPT = """
     import numpy as np
     import headwise as hw
 
+    # A process started in the background of a shell is told to ignore SIGINT, and Python keeps to that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     hw.set_num_threads(THREADS)
     x = np.ones((1, 8, 20000, 64), dtype=np.float32)
     small = np.ones((4, 64, 64), dtype=np.float32)
