@@ -16,20 +16,24 @@
 //! register tile of [`super::gemm::block`]. A block of rows goes through scores, softmax and P·V while its 64 columns
 //! of scores are in the first-level cache.
 
+mod keys;
 mod scores;
+mod scoring;
+mod softmax;
 mod tile;
 
+pub use keys::Keys;
 pub use scores::{ScoreKind, Scores};
-pub use tile::Keys;
 
 use super::gemm::OutRows;
 use crate::simd::{Float, Kernel, Simd};
-use tile::{Tile, row_bits};
+use keys::row_bits;
+use tile::Tile;
 
 /// Keys that go through softmax together; part of the law of bits.
 pub const KEY_TILE: usize = 64;
 
-/// Scores beyond this many powers of two lose the fraction that the polynomial needs; see [`tile`].
+/// Scores beyond this many powers of two lose the fraction that the polynomial needs; see [`softmax`].
 pub(crate) const LARGE_SCORE: f64 = 1_048_576.0;
 
 /// One query row of a task.

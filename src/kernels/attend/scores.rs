@@ -3,7 +3,10 @@
 //! They are computed a second time, after the output: asking for them cannot change its bits. Every element has the
 //! bits that the output was made from, since neither a product nor an exponential depends on the tile it stands in.
 
-use super::tile::{Keys, Tile, exponential, exponential_of_large, is_plain, row_bits, scale_and_cap};
+use super::keys::{Keys, row_bits};
+use super::scoring::{is_plain, scale_and_cap};
+use super::softmax::{exponential, exponential_of_large};
+use super::tile::Tile;
 use super::{KEY_TILE, LARGE_SCORE, Row, Scoring};
 use crate::kernels::gemm::OutRows;
 use crate::simd::{Float, Kernel, Simd};

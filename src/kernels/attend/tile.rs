@@ -1,88 +1,12 @@
 //! One tile of keys: packed once, then attended by blocks of rows.
 
-use super::{Dropout, KEY_TILE, LARGE_SCORE, Mask, Row, Scoring, padded};
+use super::keys::{Keys, row_bits};
+use super::scoring::{is_plain, score_row};
+use super::softmax::{drop_weights, exponentials, fold, power_of_two, tile_max};
+use super::{Dropout, KEY_TILE, Row, Scoring, padded};
 use crate::kernels::gemm::{K_BLOCK, block, for_tile};
 use crate::kernels::pack::pack_panel;
-use crate::philox::keep;
-
-use crate::simd::math::{exp_parts, mul_pow2, tanh};
 use crate::simd::{Float, Simd, VIRTUAL_LANES};
-
-/// Keys and values of one key/value head, as rows of larger arrays.
-#[derive(Clone, Copy, Debug)]
-pub struct Keys<'a, T> {
-    /// Row j of K starts at `j * k_stride`.
-    pub k: &'a [T],
-    /// Distance between rows of K.
-    pub k_stride: usize,
-    /// Row j of V starts at `j * v_stride`.
-    pub v: &'a [T],
-    /// Distance between rows of V.
-    pub v_stride: usize,
-    /// Head width of values.
-    pub ev: usize,
-    /// The rows of K and V that count, ascending; `0..count` if absent.
-    pub rows: Option<&'a [u32]>,
-    /// The places of the keys within their sequence, ascending; `0..count` if absent.
-    pub places: Option<&'a [u32]>,
-    /// How many keys there are.
-    pub count: usize,
-    /// Keys that are blocked without having been removed.
-    pub allowed: Option<&'a [bool]>,
-}
-
-impl<T> Keys<'_, T> {
-    /// The row of K and V that holds key `j`.
-    #[inline(always)]
-    pub fn row(&self, j: usize) -> usize {
-        self.rows.map_or(j, |rows| rows[j] as usize)
-    }
-
-    /// The place of key `j` within its sequence.
-    #[inline(always)]
-    pub fn place(&self, j: usize) -> usize {
-        self.places.map_or(j, |places| places[j] as usize)
-    }
-}
-
-/// The keys of a tile that a row may attend to, as bits.
-#[inline(always)]
-pub fn row_bits<T: Float>(
-    row: &Row,
-    keys: &Keys<'_, T>,
-    mask: &Mask<'_, T>,
-    first: usize,
-    count: usize,
-) -> u64 {
-    let low = row.first.saturating_sub(first).min(count);
-    let high = row.end.saturating_sub(first).min(count);
-    if low >= high {
-        return 0;
-    }
-    let mut bits = (u64::MAX >> (KEY_TILE - (high - low))) << low;
-    if let Some(allowed) = keys.allowed {
-        for c in low..high {
-            bits &= !(u64::from(!allowed[first + c]) << c);
-        }
-    }
-    match *mask {
-        Mask::None => {}
-        Mask::Bool(data, [h, l, k]) => {
-            let start = row.head * h + row.query * l;
-            for c in low..high {
-                bits &= !(u64::from(!data[start + keys.place(first + c) * k]) << c);
-            }
-        }
-        Mask::Float(data, [h, l, k]) => {
-            let start = row.head * h + row.query * l;
-            for c in low..high {
-                let blocked = data[start + keys.place(first + c) * k] == T::NEG_INFINITY;
-                bits &= !(u64::from(blocked) << c);
-            }
-        }
-    }
-    bits
-}
 
 /// A packed tile and the scores of the block of rows at work.
 pub struct Tile<'a, T> {
@@ -256,26 +180,9 @@ impl<'a, T: Float> Tile<'a, T> {
         scoring: &Scoring<'_, T>,
         used: usize,
     ) {
-        if is_plain(scoring) {
-            return;
-        }
         let x = &mut self.scores[i * KEY_TILE..(i + 1) * KEY_TILE];
-        scale_and_cap(s, x, scoring, used);
-        let count = self.count.min(used);
-        if let Some(slopes) = scoring.alibi {
-            for (c, b) in self.bias.iter_mut().take(count).enumerate() {
-                let distance = row.index.abs_diff(self.first + c);
-                *b = -(slopes[row.head] * T::from_f64(distance as f64));
-            }
-            add_to(s, x, self.bias, used);
-        }
-        if let Mask::Float(data, [h, l, k]) = scoring.mask {
-            let start = row.head * h + row.query * l;
-            for (c, b) in self.bias.iter_mut().take(count).enumerate() {
-                *b = data[start + keys.place(self.first + c) * k];
-            }
-            add_to(s, x, self.bias, used);
-        }
+        let place = (self.first, self.count.min(used), used);
+        score_row(s, x, self.bias, row, keys, scoring, place);
     }
 
     /// The scores of row `i` of the block.
@@ -360,33 +267,6 @@ fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
 }
 
 #[inline(always)]
-fn add_to<T: Float, S: Simd<T>>(s: S, x: &mut [T], y: &[T], used: usize) {
-    for at in (0..used).step_by(S::LANES) {
-        s.store(s.add(s.load(&x[at..]), s.load(&y[at..])), &mut x[at..]);
-    }
-}
-
-/// Whether a score is no more than the scaled product.
-#[inline(always)]
-pub fn is_plain<T>(scoring: &Scoring<'_, T>) -> bool {
-    scoring.softcap.is_none() && scoring.alibi.is_none() && !matches!(scoring.mask, Mask::Float(..))
-}
-
-/// x = cap * tanh(scale * x / cap), or scale * x without a cap.
-#[inline(always)]
-pub fn scale_and_cap<T: Float, S: Simd<T>>(s: S, x: &mut [T], scoring: &Scoring<'_, T>, used: usize) {
-    let scale = s.splat(scoring.scale);
-    for at in (0..used).step_by(S::LANES) {
-        let mut v = s.mul(s.load(&x[at..]), scale);
-        if let Some(cap) = scoring.softcap {
-            let cap = s.splat(cap);
-            v = s.mul(cap, tanh(s, s.div(v, cap)));
-        }
-        s.store(v, &mut x[at..]);
-    }
-}
-
-#[inline(always)]
 fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     s: S,
     q: &[T],
@@ -428,160 +308,5 @@ fn weigh_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
             let out = &mut acc[i * lda + j * S::LANES..];
             s.store(s.add(s.mul(s.load(out), factor), sums[i][j]), out);
         }
-    }
-}
-
-/// The running maximum of n = rint(x log2 e) after a tile. Rounding is monotone: the greatest x has the greatest n.
-/// NaNs are passed over here; their exponentials are NaN.
-#[inline(always)]
-fn tile_max<T: Float, S: Simd<T>>(s: S, x: &[T], scale: T, bits: u64, used: usize, old: T) -> T {
-    let (scale, none) = (s.splat(scale), s.splat(T::NEG_INFINITY));
-    let mut greatest = [none; VIRTUAL_LANES];
-    let whole = covers(bits, used);
-    for (group, x) in x.chunks_exact(VIRTUAL_LANES).take(used.div_ceil(VIRTUAL_LANES)).enumerate() {
-        for (part, greatest) in greatest.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
-            let at = part * S::LANES;
-            let mut v = s.mul(s.load(&x[at..]), scale);
-            if !whole {
-                v = s.select(s.mask_from_bits(bits >> (group * VIRTUAL_LANES + at)), v, none);
-            }
-            *greatest = s.max(v, *greatest);
-        }
-    }
-    let n = rounded_log2(s.fold_max(&greatest));
-    if n > old { n } else { old }
-}
-
-/// Whether the virtual lanes of the first `used` keys are all allowed, so that nothing has to be left out.
-#[inline(always)]
-fn covers(bits: u64, used: usize) -> bool {
-    let full = u64::MAX >> (KEY_TILE - used.next_multiple_of(VIRTUAL_LANES));
-    bits & full == full
-}
-
-/// rint(x log2 e), kept finite where x is.
-#[inline(always)]
-fn rounded_log2<T: Float>(x: T) -> T {
-    let n = (x * T::LOG2_E).round();
-    if n > T::MAX {
-        T::MAX
-    } else if n < -T::MAX && x != T::NEG_INFINITY {
-        -T::MAX
-    } else {
-        n
-    }
-}
-
-/// x becomes p; `sums` becomes the sum of each virtual lane over the tile.
-#[inline(always)]
-fn exponentials<T: Float, S: Simd<T>>(
-    s: S,
-    x: &mut [T],
-    scale: T,
-    bits: u64,
-    used: usize,
-    max: T,
-    sums: &mut [T; VIRTUAL_LANES],
-) {
-    if max == T::NEG_INFINITY || max.to_f64().abs() > LARGE_SCORE {
-        return exponentials_of_large(x, scale, bits, used, max, sums);
-    }
-    let (scale, max, zero) = (s.splat(scale), s.splat(max), s.splat(T::ZERO));
-    let mut lanes = [zero; VIRTUAL_LANES];
-    let whole = covers(bits, used);
-    for (group, x) in x.chunks_exact_mut(VIRTUAL_LANES).take(used.div_ceil(VIRTUAL_LANES)).enumerate() {
-        for (part, sum) in lanes.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
-            let at = part * S::LANES;
-            let mut p = exponential(s, s.mul(s.load(&x[at..]), scale), max);
-            if !whole {
-                p = s.select(s.mask_from_bits(bits >> (group * VIRTUAL_LANES + at)), p, zero);
-            }
-            s.store(p, &mut x[at..]);
-            *sum = s.add(*sum, p);
-        }
-    }
-    s.spill(&lanes, sums);
-}
-
-/// The sum of the virtual lanes.
-#[inline(always)]
-fn fold<T: Float, S: Simd<T>>(s: S, sums: &[T; VIRTUAL_LANES]) -> T {
-    let mut lanes = [s.splat(T::ZERO); VIRTUAL_LANES];
-    for (part, lane) in lanes.iter_mut().take(VIRTUAL_LANES / S::LANES).enumerate() {
-        *lane = s.load(&sums[part * S::LANES..]);
-    }
-    s.fold_add(&lanes)
-}
-
-/// e^x 2^-max: +0 below the smallest normal number, NaN for NaN and +inf.
-#[inline(always)]
-pub fn exponential<T: Float, S: Simd<T>>(s: S, x: S::V, max: S::V) -> S::V {
-    let (n, p) = exp_parts(s, x);
-    mul_pow2(s, p, s.sub(n, max))
-}
-
-/// The same for rows whose maximum is beyond [`LARGE_SCORE`], where x has no bits for the fraction of x log2 e, and
-/// for rows in which every score so far is -inf or NaN. Rare: one number at a time.
-#[cold]
-#[inline(never)]
-fn exponentials_of_large<T: Float>(
-    x: &mut [T],
-    scale: T,
-    bits: u64,
-    used: usize,
-    max: T,
-    sums: &mut [T; VIRTUAL_LANES],
-) {
-    for (c, x) in x[..used].iter_mut().enumerate() {
-        *x = if bits >> c & 1 == 0 { T::ZERO } else { exponential_of_large(*x * scale, max) };
-        sums[c % VIRTUAL_LANES] += *x;
-    }
-}
-
-/// One number of [`exponentials_of_large`].
-pub fn exponential_of_large<T: Float>(x: T, max: T) -> T {
-    if x.is_nan() || x == T::INFINITY {
-        return T::NAN;
-    }
-    if x == T::NEG_INFINITY || max == T::NEG_INFINITY {
-        return T::ZERO;
-    }
-    let p = if max.to_f64().abs() <= 32.0 / T::EPSILON.to_f64() {
-        // e^(x - max ln 2) with ln 2 in two parts: max ln 2 has more bits than a number holds.
-        let (x, max) = (x.to_f64(), max.to_f64());
-        libm::exp(libm::fma(-max, std::f64::consts::LN_2, x) - max * LN_2_REST)
-    } else {
-        // Neighbouring scores are at least 16 apart: only whole powers of two are left.
-        libm::exp2((rounded_log2(x) - max).to_f64())
-    };
-    if p < libm::exp2(T::MIN_EXPONENT.to_f64()) { T::ZERO } else { T::from_f64(p) }
-}
-
-/// ln 2 less the f64 nearest to it.
-const LN_2_REST: f64 = 2.319_046_813_846_299_6e-17;
-
-/// Two to the power of `old - new`, by which running sums shrink; 1 while there is no maximum yet.
-#[inline(always)]
-fn power_of_two<T: Float>(old: T, new: T) -> T {
-    if old == new {
-        return T::ONE;
-    }
-    let k = old - new;
-    if k < T::MIN_EXPONENT {
-        T::ZERO
-    } else {
-        T::from_f64(f64::from_bits(((k.to_f64() as i64 + 1023) as u64) << 52))
-    }
-}
-
-/// Drops weights by a counter: element (head, query, key) of this batch element, whatever thread computes it.
-#[cold]
-#[inline(never)]
-fn drop_weights<T: Float>(d: &Dropout, row: &Row, keys: &Keys<'_, T>, first: usize, p: &mut [T]) {
-    let grow = T::from_f64(if d.p < 1.0 { 1.0 / (1.0 - d.p) } else { 0.0 });
-    let start = d.base + ((row.head * d.shape.0 + row.query) * d.shape.1) as u64;
-    for (c, p) in p.iter_mut().enumerate() {
-        let element = start + keys.place((first + c).min(keys.count - 1)) as u64;
-        *p = if keep(d.key, element, d.p) { *p * grow } else { T::ZERO };
     }
 }
