@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 import headwise as hw
-from headwise._core import _peak_gflops
+from headwise._core import _PackedLinear, _peak_gflops
 from headwise._fetch import fetched
 
 TORCH = importlib.util.find_spec("torch") is not None
@@ -44,7 +44,7 @@ def numbers(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def linear_rows() -> Iterator[Row]:
-    """Yield products with a weight matrix, from one sequence to a large batch."""
+    """Yield products with a weight matrix: packed once, as in layers, and packed by every call of `linear`."""
     for m, k, n in [
         (128, 384, 384),
         (128, 768, 3072),
@@ -53,13 +53,15 @@ def linear_rows() -> Iterator[Row]:
         (4096, 1536, 384),
     ]:
         x, weight, bias = numbers(m, k), numbers(n, k), numbers(n)
-        row = Row(f"linear {m} x {k} -> {n}", 2 * m * k * n, partial(hw.linear, x, weight, bias))
-        if TORCH:
-            import torch
+        packed = partial(_PackedLinear(weight, bias).multiply, x)
+        for name, multiply in [("packed once", packed), ("one call", partial(hw.linear, x, weight, bias))]:
+            row = Row(f"linear {m} x {k} -> {n}, {name}", 2 * m * k * n, multiply)
+            if TORCH:
+                import torch
 
-            tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
-            row.torch = partial(torch.nn.functional.linear, *tensors)
-        yield row
+                tensors = [torch.from_numpy(a) for a in (x, weight, bias)]
+                row.torch = partial(torch.nn.functional.linear, *tensors)
+            yield row
 
 
 def attention_rows() -> Iterator[Row]:

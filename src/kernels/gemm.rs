@@ -80,7 +80,6 @@ macro_rules! for_tile {
         }
     }};
 }
-#[allow(unused_imports, reason = "the attention kernel uses it")]
 pub(crate) use for_tile;
 
 /// What happens to a sum before it is written, in this order: + bias, activation, + residual.

@@ -22,6 +22,7 @@ mod layers;
 mod masks;
 mod memory;
 mod outputs;
+mod packed;
 mod peak;
 mod rng;
 mod text_encoder;
@@ -58,6 +59,8 @@ mod _core {
     use super::layers::encoder_layer::PyEncoderLayer;
     #[pymodule_export]
     use super::layers::multi_head_attention::PyMultiHeadAttention;
+    #[pymodule_export]
+    use super::packed::PyPackedLinear;
     #[pymodule_export]
     use super::panic_for_test;
     #[pymodule_export]
