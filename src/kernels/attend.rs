@@ -154,6 +154,9 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
                 continue;
             }
             tile.load(s, &keys, first, count);
+            if rows.len() <= FEW_ROWS {
+                prefetch(s, &keys, e, first, count);
+            }
             let blocks = rows.len().div_ceil(S::ATTEND_MR);
             let mut at = 0;
             for b in 0..blocks {
@@ -180,6 +183,29 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
             // SAFETY: rows of different tasks, and of this one, have different places.
             let out = unsafe { out.slice(row.out, keys.ev) };
             finish_row(s, &acc[i * ld..], row_max[i], row_sum[i], has_allowed(row, &keys, &scoring), out);
+        }
+    }
+}
+
+/// With so few rows a task waits for memory, not for arithmetic.
+const FEW_ROWS: usize = 8;
+
+/// Asks for the values of a tile, which come after its scores, and for the keys of the next one: the blocks of 16 x 16 in
+/// which keys are turned jump from row to row, which the hardware does not foresee.
+#[inline(always)]
+fn prefetch<T: Float, S: Simd<T>>(s: S, keys: &Keys<'_, T>, e: usize, first: usize, count: usize) {
+    let line = 64 / size_of::<T>();
+    for j in first..first + count {
+        let v = keys.row(j) * keys.v_stride;
+        for at in (v..v + keys.ev).step_by(line) {
+            s.prefetch(&keys.v[at..]);
+        }
+        let next = j + KEY_TILE;
+        if next < keys.count {
+            let k = keys.row(next) * keys.k_stride;
+            for at in (k..k + e).step_by(line) {
+                s.prefetch(&keys.k[at..]);
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! `_peak_gflops`: what the machine's arithmetic can give at most, for `make bench`. Not public.
 
 use std::hint::black_box;
+use std::sync::Barrier;
 use std::thread;
 use std::time::Instant;
 
@@ -41,14 +42,19 @@ pub fn _peak_gflops(py: Python<'_>, dtype: &str, threads: usize) -> PyResult<f64
     })
 }
 
-/// The loop on each of `threads` threads, the caller's among them.
+/// The loop on each of `threads` threads, the caller's among them, all at once: the sum of their rates.
 fn gflops<T: Float>(isa: Isa, threads: usize) -> f64 {
-    let start = Instant::now();
-    let done: usize = thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(|| run::<T>(isa))).collect();
-        run::<T>(isa) + others.into_iter().map(|other| other.join().unwrap_or(0)).sum::<usize>()
-    });
-    2e-9 * done as f64 / start.elapsed().as_secs_f64()
+    let together = Barrier::new(threads.max(1));
+    let rate = || {
+        together.wait();
+        let start = Instant::now();
+        let done = run::<T>(isa);
+        2e-9 * done as f64 / start.elapsed().as_secs_f64()
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..threads).map(|_| scope.spawn(rate)).collect();
+        rate() + others.into_iter().map(|other| other.join().unwrap_or(0.0)).sum::<f64>()
+    })
 }
 
 /// Runs the loop once; returns the multiply-adds done.

@@ -206,6 +206,12 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         self.load(&x)
     }
 
+    /// Asks for the cache line of the first number of `x`, if there is one; a hint that changes nothing.
+    #[inline(always)]
+    fn prefetch(self, x: &[T]) {
+        let _ = x;
+    }
+
     /// Transposes a `LANES x LANES` block: `out[c * out_stride + r] = x[r * stride + c]`.
     #[inline(always)]
     fn transpose(self, x: &[T], stride: usize, out: &mut [T], out_stride: usize) {
