@@ -44,7 +44,7 @@ def numbers(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def linear_rows() -> Iterator[Row]:
-    """Yield products with a weight matrix: packed once, as in layers, and packed by every call of `linear`."""
+    """Yield products with a weight matrix: packed once, as in layers, and by every call of `linear`."""
     for m, k, n in [
         (128, 384, 384),
         (128, 768, 3072),
