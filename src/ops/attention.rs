@@ -207,6 +207,9 @@ impl<T: Float> Attention<'_, T> {
 
     /// Keys `first..end` of `kept` that causality and window allow a query at `place`.
     fn range(&self, place: usize, offset: i64, places: Option<&[u32]>, count: usize) -> (usize, usize) {
+        if !self.causal && self.window == (None, None) {
+            return (0, count);
+        }
         let at = i128::from(offset) + place as i128;
         let mut first = 0;
         let mut end = i128::MAX;
