@@ -94,38 +94,3 @@ pub fn pack_panel<T: Float, S: Simd<T>>(
         }
     }
 }
-
-/// Packs columns of `w` (k, n), at stride `ldw`, as panels: for products whose second factor is not transposed.
-pub struct PackColumns<'a, T> {
-    /// The matrix, a row for each step of the product.
-    pub w: &'a [T],
-    /// Distance between its rows.
-    pub ldw: usize,
-    /// Its columns.
-    pub n: usize,
-    /// Its rows.
-    pub k: usize,
-    /// Where the panels go: [`packed_len`] numbers.
-    pub out: &'a mut [T],
-    /// Vectors in a row of a whole panel.
-    pub nv: usize,
-}
-
-impl<T: Float> Kernel<T> for PackColumns<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) {
-        let whole = self.nv * S::LANES;
-        let mut at = 0;
-        for first in (0..self.n).step_by(whole) {
-            let columns = whole.min(self.n - first);
-            let width = columns.div_ceil(S::LANES) * S::LANES;
-            for (k, step) in self.out[at..at + width * self.k].chunks_exact_mut(width).enumerate() {
-                step[..columns].copy_from_slice(&self.w[k * self.ldw + first..][..columns]);
-                step[columns..].fill(T::ZERO);
-            }
-            at += width * self.k;
-        }
-    }
-}

@@ -1,6 +1,6 @@
 //! The product on every instruction set: near the naive f64 sum, and bit for bit the chain of the formula.
 
-use super::super::pack::{PackColumns, PackRows, Panels, packed_len};
+use super::super::pack::{PackRows, Panels, packed_len};
 use super::{Epilogue, K_BLOCK, OutRows, Product};
 use crate::kernels::activation::Activation;
 use crate::simd::{Float, Isa, Kernel, Simd, available};
@@ -22,7 +22,6 @@ struct Whole<'a, T> {
     x: &'a [T],
     w: &'a [T],
     shape: (usize, usize, usize),
-    columns: bool,
     epilogue: Epilogue<'a, T>,
 }
 
@@ -33,11 +32,7 @@ impl<T: Float> Kernel<T> for Whole<'_, T> {
         let (m, n, k) = self.shape;
         let nv = S::GEMM_NV;
         let mut data = vec![T::NAN; packed_len(n, k, S::LANES)];
-        if self.columns {
-            PackColumns { w: self.w, ldw: n, n, k, out: &mut data, nv }.run(s);
-        } else {
-            PackRows { w: self.w, ldw: k, n, k, out: &mut data, nv }.run(s);
-        }
+        PackRows { w: self.w, ldw: k, n, k, out: &mut data, nv }.run(s);
         let mut out = vec![T::NAN; m * n];
         let panels = 0..n.div_ceil(nv * S::LANES);
         let weights = Panels { data: &data, n, k };
@@ -92,27 +87,22 @@ fn check<T: Float>(m: usize, n: usize, k: usize, full: bool) {
     } else {
         Epilogue { bias: None, activation: Activation::Identity, residual: None }
     };
-    let turned: Vec<T> = (0..k).flat_map(|i| w.iter().skip(i).step_by(k.max(1)).copied()).collect();
     for isa in available() {
-        for columns in [false, true] {
-            let w_given = if columns { &turned } else { &w };
-            let out = T::dispatch(isa, Whole { x: &x, w: w_given, shape: (m, n, k), columns, epilogue });
-            for i in 0..m {
-                for j in 0..n {
-                    let (row, column) = (&x[i * k..][..k], &w[j * k..][..k]);
-                    let expected =
-                        chain(row, column, full.then(|| bias[j]), full.then(|| residual[i * n + j]), full);
-                    assert_eq!(out[i * n + j], expected, "{isa} {m} x {n} x {k} at {i}, {j}");
-                    let mut exact: f64 = row.iter().zip(column).map(|(a, b)| a.to_f64() * b.to_f64()).sum();
-                    if full {
-                        exact = (exact + bias[j].to_f64()).max(0.0) + residual[i * n + j].to_f64();
-                    }
-                    let size: f64 =
-                        row.iter().zip(column).map(|(a, b)| (a.to_f64() * b.to_f64()).abs()).sum::<f64>()
-                            + 4.0;
-                    let unit = if T::NAME == "float32" { 6e-8 } else { 1.2e-16 };
-                    assert!((out[i * n + j].to_f64() - exact).abs() <= unit * size * 12.0);
+        let out = T::dispatch(isa, Whole { x: &x, w: &w, shape: (m, n, k), epilogue });
+        for i in 0..m {
+            for j in 0..n {
+                let (row, column) = (&x[i * k..][..k], &w[j * k..][..k]);
+                let expected =
+                    chain(row, column, full.then(|| bias[j]), full.then(|| residual[i * n + j]), full);
+                assert_eq!(out[i * n + j], expected, "{isa} {m} x {n} x {k} at {i}, {j}");
+                let mut exact: f64 = row.iter().zip(column).map(|(a, b)| a.to_f64() * b.to_f64()).sum();
+                if full {
+                    exact = (exact + bias[j].to_f64()).max(0.0) + residual[i * n + j].to_f64();
                 }
+                let size: f64 =
+                    row.iter().zip(column).map(|(a, b)| (a.to_f64() * b.to_f64()).abs()).sum::<f64>() + 4.0;
+                let unit = if T::NAME == "float32" { 6e-8 } else { 1.2e-16 };
+                assert!((out[i * n + j].to_f64() - exact).abs() <= unit * size * 12.0);
             }
         }
     }
