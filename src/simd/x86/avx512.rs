@@ -96,17 +96,17 @@ impl Simd<f32> for Avx512 {
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
         fn transpose(x: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
+            assert!(x.len() >= 16 && (x.len() - 16) / 15 >= stride, "a block of 16 x 16 to read");
+            assert!(out.len() >= 16 && (out.len() - 16) / 15 >= out_stride, "a block of 16 x 16 to write");
             let mut rows = [_mm512_setzero_ps(); 16];
             for (r, row) in rows.iter_mut().enumerate() {
-                let x = &x[r * stride..r * stride + 16];
-                // SAFETY: sixteen numbers are there.
-                *row = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+                // SAFETY: row 15 ends at 15 * stride + 16, which the first assertion has checked.
+                *row = unsafe { _mm512_loadu_ps(x.as_ptr().add(r * stride)) };
             }
             let columns = transpose16(rows);
             for (c, column) in columns.into_iter().enumerate() {
-                let out = &mut out[c * out_stride..c * out_stride + 16];
-                // SAFETY: sixteen numbers are there.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), column) };
+                // SAFETY: as above, by the second assertion.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(c * out_stride), column) };
             }
         }
     }
