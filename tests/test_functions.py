@@ -222,8 +222,8 @@ def test_linear(rng, M, N, K, activation, dtype):
         np.testing.assert_allclose(linear_reference(x, weight, b), exact, rtol=1e-12, atol=1e-12)
         assert out.dtype == dtype
         assert out.shape == (M, N)
-        # a chain of n fused multiply-adds over normals is off by about 0.2 eps sqrt(n / 2): 2.3 eps with the
-        # chains of 256 that the law of bits names, 4.6 eps if all of K = 1000 were one chain
+        # a chain of n fused multiply-adds over normals is off by about 0.2 eps sqrt(n / 2): 2 eps with the
+        # chains of 192 that the law of bits names, 4.6 eps if all of K = 1000 were one chain
         scale = np.sqrt(np.mean(exact**2))
         assert np.sqrt(np.mean((out - want) ** 2)) <= 3 * np.finfo(dtype).eps * scale
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! x = scale * (q · k);  x = cap * tanh(x / cap);  x = x + bias               for each allowed key
-//! n = rint(x log2 e),  M = max n,  p = (e^x 2^-n) 2^(n - M)                  = e^x 2^-M, up to rounding
+//! n = rint(x log2 e),  M = max n,  p = 2^(x log2 e - n) 2^(n - M)            = e^x 2^-M, up to rounding
 //! out = sum(p v) / sum(p),  lse = M ln 2 + ln(sum(p))
 //! ```
 //!
@@ -28,12 +28,13 @@ pub use scores::{ScoreKind, Scores};
 use super::gemm::OutRows;
 use crate::simd::{Float, Kernel, Simd};
 use keys::row_bits;
-use tile::Tile;
+use scoring::Unit;
+use tile::{Block, How, Tile};
 
 /// Keys that go through softmax together; part of the law of bits.
 pub const KEY_TILE: usize = 64;
 
-/// Scores beyond this many powers of two lose the fraction that the polynomial needs; see [`softmax`].
+/// Maxima beyond this many powers of two take the slow way: the exponent's arithmetic has no room for them; see [`softmax`].
 pub(crate) const LARGE_SCORE: f64 = 1_048_576.0;
 
 /// One query row of a task.
@@ -98,8 +99,10 @@ pub struct Scoring<'a, T> {
 
 /// Attention of `rows` over `keys`.
 pub struct Attend<'a, T> {
-    /// Queries (R, E), dense.
+    /// Queries (R, E), rows at stride `ldq`.
     pub q: &'a [T],
+    /// Distance between queries.
+    pub ldq: usize,
     /// Head width of queries and keys.
     pub e: usize,
     /// Keys and values.
@@ -139,8 +142,12 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let Attend { q, e, keys, segment, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } =
+        let Attend { q, ldq, e, keys, segment, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } =
             self;
+        let open = keys.allowed.is_none()
+            && matches!(scoring.mask, Mask::None)
+            && rows.iter().all(|r| r.first == 0 && r.end == keys.count);
+        let how = How { scoring, unit: Unit::new(scoring.scale), dropout, open };
         let ld = padded(keys.ev);
         if segment.start == 0 {
             acc[..rows.len() * ld].fill(T::ZERO);
@@ -153,26 +160,37 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
             if rows.iter().all(|r| r.end <= first || r.first >= first + count) {
                 continue;
             }
-            tile.load(s, &keys, first, count);
-            if rows.len() <= FEW_ROWS {
-                prefetch(s, &keys, e, first, count);
+            let begins = first == segment.start;
+            if begins {
+                prefetch_keys(s, &keys, e, first..first + count);
             }
+            tile.load(s, &keys, first, count);
             let blocks = rows.len().div_ceil(S::ATTEND_MR);
             let mut at = 0;
             for b in 0..blocks {
+                let end = first + KEY_TILE;
+                let ahead = |b: usize| (end + KEY_TILE * b / blocks).min(keys.count);
+                prefetch_keys(s, &keys, e, ahead(b)..ahead(b + 1));
+                if begins {
+                    prefetch_queries(
+                        s,
+                        q,
+                        ldq,
+                        e,
+                        at + S::ATTEND_MR..(at + 2 * S::ATTEND_MR).min(rows.len()),
+                    );
+                }
                 let n = (rows.len() - at).div_ceil(blocks - b);
                 let some = at..at + n;
-                tile.attend(
-                    s,
-                    &q[at * e..],
-                    &keys,
-                    &rows[some.clone()],
-                    &scoring,
-                    dropout.as_ref(),
-                    &mut acc[at * ld..],
-                    &mut row_max[some.clone()],
-                    &mut row_sum[some],
-                );
+                let block = Block {
+                    q: &q[at * ldq..],
+                    ldq,
+                    rows: &rows[some.clone()],
+                    acc: &mut acc[at * ld..],
+                    row_max: &mut row_max[some.clone()],
+                    row_sum: &mut row_sum[some],
+                };
+                tile.attend(s, block, &keys, &how);
                 at += n;
             }
         }
@@ -187,26 +205,36 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
     }
 }
 
-/// With so few rows a task waits for memory, not for arithmetic.
-const FEW_ROWS: usize = 8;
-
-/// Asks for the values of a tile, which come after its scores, and for the keys of the next one: the blocks of 16 x 16 in
-/// which keys are turned jump from row to row, which the hardware does not foresee.
+/// Asks for some rows of K and V ahead of their use. A task takes its few kilobytes in runs too short for the hardware to
+/// foresee, and batches of short sequences would spend a seventh of their time waiting: while a block of rows attends
+/// to one tile, its share of the next one is on its way.
 #[inline(always)]
-fn prefetch<T: Float, S: Simd<T>>(s: S, keys: &Keys<'_, T>, e: usize, first: usize, count: usize) {
-    let line = 64 / size_of::<T>();
-    for j in first..first + count {
-        let v = keys.row(j) * keys.v_stride;
-        for at in (v..v + keys.ev).step_by(line) {
-            s.prefetch(&keys.v[at..]);
-        }
-        let next = j + KEY_TILE;
-        if next < keys.count {
-            let k = keys.row(next) * keys.k_stride;
-            for at in (k..k + e).step_by(line) {
-                s.prefetch(&keys.k[at..]);
-            }
-        }
+fn prefetch_keys<T: Float, S: Simd<T>>(s: S, keys: &Keys<'_, T>, e: usize, ahead: std::ops::Range<usize>) {
+    for j in ahead {
+        let row = keys.row(j);
+        prefetch_row(s, &keys.k[row * keys.k_stride..], e);
+        prefetch_row(s, &keys.v[row * keys.v_stride..], keys.ev);
+    }
+}
+
+/// The same for queries, whose first use is the first tile.
+#[inline(always)]
+fn prefetch_queries<T: Float, S: Simd<T>>(
+    s: S,
+    q: &[T],
+    ldq: usize,
+    e: usize,
+    ahead: std::ops::Range<usize>,
+) {
+    for i in ahead {
+        prefetch_row(s, &q[i * ldq..], e);
+    }
+}
+
+#[inline(always)]
+fn prefetch_row<T: Float, S: Simd<T>>(s: S, row: &[T], width: usize) {
+    for at in (0..width).step_by(64 / size_of::<T>()) {
+        s.prefetch(&row[at..]);
     }
 }
 

@@ -8,17 +8,19 @@
 //! out = activation(sum + bias) + residual
 //! ```
 //!
-//! One chain over all of K loses accuracy with its length; blocks of 256 keep the error of a 1,536-long product
-//! at that of a short one. A register tile of `MR` rows and `NV` vectors holds its sums while k runs: each vector
-//! of weights loaded serves MR rows, each number of x is broadcast to NV vectors. Tiles at the edges run the same
-//! chain with fewer rows, so that a row has the same bits in every position and at every batch size.
+//! One chain over all of K loses accuracy with its length; blocks of 192 keep the error of a 1,536-long product
+//! at that of a short one, and divide the widths that models have (384, 768, 1536) into few equal parts. A register
+//! tile of `MR` rows and `NV` vectors holds its sums while k runs: each vector of weights loaded serves MR rows, each
+//! number of x is broadcast to NV vectors. Tiles at the edges run the same chain with fewer rows, so that a row has the
+//! same bits in every position and at every batch size.
 
 use super::pack::{Panels, panel_vectors};
 use crate::kernels::activation::Activation;
 use crate::simd::{Float, Kernel, Simd};
 
-/// Length of the chains of the matrix product.
-pub const K_BLOCK: usize = 256;
+/// Length of the chains of the matrix product; part of the law of bits. Blocks of 256 cost `MiniLM` a tenth more error, and
+/// are not faster: a block of weights, 192 x 48 numbers, has room in a first-level cache of 48 KB.
+pub const K_BLOCK: usize = 192;
 
 /// The product of `MR` rows of `a` with `NV` vectors of `b` over `kc` steps, each sum a chain from zero.
 ///
@@ -38,18 +40,34 @@ pub fn block<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     for (i, row) in rows.iter_mut().enumerate() {
         *row = &a[i * lda..i * lda + kc];
     }
-    for k in 0..kc {
-        let step = &b[k * ldb..k * ldb + width];
-        let mut w = [s.splat(T::ZERO); NV];
-        for (j, w) in w.iter_mut().enumerate() {
-            *w = s.load(&step[j * S::LANES..]);
-        }
-        for i in 0..MR {
-            let x = s.splat(rows[i][k]);
-            for j in 0..NV {
-                acc[i][j] = s.fma(x, w[j], acc[i][j]);
+    // Four steps in a turn: the loop's own work is then lost among the multiply-adds of short chains, too.
+    macro_rules! step {
+        ($k:expr) => {{
+            let k = $k;
+            let step = &b[k * ldb..k * ldb + width];
+            let mut w = [s.splat(T::ZERO); NV];
+            for (j, w) in w.iter_mut().enumerate() {
+                *w = s.load(&step[j * S::LANES..]);
             }
-        }
+            for i in 0..MR {
+                let x = s.splat(rows[i][k]);
+                for j in 0..NV {
+                    acc[i][j] = s.fma(x, w[j], acc[i][j]);
+                }
+            }
+        }};
+    }
+    let mut k = 0;
+    while k + 4 <= kc {
+        step!(k);
+        step!(k + 1);
+        step!(k + 2);
+        step!(k + 3);
+        k += 4;
+    }
+    while k < kc {
+        step!(k);
+        k += 1;
     }
     acc
 }

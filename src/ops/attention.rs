@@ -283,15 +283,25 @@ impl<T: Float> Attention<'_, T> {
             let (row_max, rest) = rest.split_at_mut(lengths[2]);
             let (row_sum, tile) = rest.split_at_mut(lengths[3]);
             let (row_max, row_sum) = (&mut row_max[..n], &mut row_sum[..n]);
-            for (r, to) in chunk.clone().zip(q.chunks_exact_mut(e)) {
+            let query_at = |r: usize| {
                 let (head, i) = head_and_query(r);
-                let at = sequence.starts[0] + head * self.q.strides.head + i * self.q.strides.row;
-                to.copy_from_slice(&self.q.data[at..at + e]);
-            }
+                sequence.starts[0] + head * self.q.strides.head + i * self.q.strides.row
+            };
+            // Queries of one head are read where they are.
+            let one_head = n > 0 && head_and_query(chunk.start).0 == head_and_query(chunk.end - 1).0;
+            let (q, ldq) = if one_head {
+                (&self.q.data[query_at(chunk.start)..], self.q.strides.row)
+            } else {
+                for (r, to) in chunk.clone().zip(q.chunks_exact_mut(e)) {
+                    to.copy_from_slice(&self.q.data[query_at(r)..][..e]);
+                }
+                (&*q, e)
+            };
             for segment in segments(kept.count, n * (e + ev)) {
                 checkpoint()?;
                 let attend = Attend {
                     q,
+                    ldq,
                     e,
                     keys,
                     segment,
@@ -337,6 +347,7 @@ impl<T: Float> Attention<'_, T> {
                     let scores = Scores {
                         kind: *kind,
                         q,
+                        ldq,
                         e,
                         keys,
                         segment,

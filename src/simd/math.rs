@@ -26,6 +26,8 @@ pub trait Coefficients: Sized + 'static {
     const LN2_LO: Self;
     /// `e^r = 1 + r + r^2 q(r)`: the coefficients of q, the highest power first.
     const EXP: &'static [Self];
+    /// `2^-r = 1 + r q(r)`: the coefficients of q, the highest power first.
+    const EXP2_NEG: &'static [Self];
     /// 1.5 * 2^mantissa + bias: adding an integer k to it leaves the bits of 2^k's exponent at the lower end.
     const EXPONENT_MAGIC: Self;
     /// The exponent of the smallest normal number.
@@ -62,12 +64,15 @@ pub trait Coefficients: Sized + 'static {
 
 // The polynomials were fitted with the Remez exchange in 60 digits (mpmath) to the least relative error,
 // 1 and r kept exact, then rounded. f32: degree 6 over |r| <= 0.39 (n may be off by a sixteenth when it is as
-// large as 2^20), largest relative error 9e-9. f64: degree 11 over |r| <= 0.3467, 1e-17.
+// large as 2^20), largest relative error 9e-9. f64: degree 11 over |r| <= 0.3467, 1e-17. EXP2_NEG, over |r| <= 1/2: f32 2.1e-8,
+// f64 2e-17.
 impl Coefficients for f32 {
     const LOG2_E: f32 = std::f32::consts::LOG2_E;
     const LN2_HI: f32 = std::f32::consts::LN_2;
     const LN2_LO: f32 = -1.904_654_2e-9;
     const EXP: &'static [f32] = &[0.001_379_524_4, 0.008_378_097, 0.041_669_417, 0.166_664_33, 0.499_999_88];
+    const EXP2_NEG: &'static [f32] =
+        &[0.000_155_946_76, -0.001_340_664_3, 0.009_617_693, -0.055_503_104, 0.240_226_52, -0.693_147_24];
     const EXPONENT_MAGIC: f32 = 12_582_912.0 + 127.0;
     const MIN_EXPONENT: f32 = -126.0;
     const MAX_EXPONENT: f32 = 127.0;
@@ -112,6 +117,19 @@ impl Coefficients for f64 {
         0.041_666_666_666_529_88,
         0.166_666_666_666_664_13,
         0.500_000_000_000_001_1,
+    ];
+    const EXP2_NEG: &'static [f64] = &[
+        -4.078_071_786_092_870_5e-10,
+        7.072_570_394_540_799e-9,
+        -1.018_064_766_057_306_9e-7,
+        1.321_544_267_545_285_4e-6,
+        -1.525_272_738_518_977_5e-5,
+        0.000_154_035_304_415_717_8,
+        -0.001_333_355_815_343_997,
+        0.009_618_129_107_607_003,
+        -0.055_504_108_664_790_39,
+        0.240_226_506_959_100_97,
+        -core::f64::consts::LN_2,
     ];
     const EXPONENT_MAGIC: f64 = 6_755_399_441_055_744.0 + 1023.0;
     const MIN_EXPONENT: f64 = -1022.0;
@@ -186,6 +204,17 @@ pub fn pow2<T: Float, S: Simd<T>>(s: S, k: S::V) -> S::V {
 pub fn mul_pow2<T: Float, S: Simd<T>>(s: S, p: S::V, k: S::V) -> S::V {
     let power = s.shift_to_exponent(s.add(k, s.splat(T::EXPONENT_MAGIC)));
     s.select(s.lt(k, s.splat(T::MIN_EXPONENT)), s.splat(T::ZERO), s.mul(p, power))
+}
+
+/// `(n, p)` with `2^(a x) = p * 2^n`, n = round(a x) and p about `[0.70, 1.42]`, for |a x| <= 2^20. p is within 1.2e-7
+/// (f32) or 2.3e-16 (f64) of its value, relatively: the product is not rounded on its way to the fraction. A NaN gives two
+/// NaNs, an infinity no useful p.
+#[inline(always)]
+pub fn exp2_parts<T: Float, S: Simd<T>>(s: S, x: S::V, a: S::V, minus_a: S::V) -> (S::V, S::V) {
+    let n = s.round(s.mul(x, a));
+    // n - a x, the fraction with its sign turned: a multiply-add gives that one without a negation.
+    let r = s.fma(x, minus_a, n);
+    (n, s.fma(horner(s, r, T::EXP2_NEG), r, s.splat(T::ONE)))
 }
 
 /// `e^x` within 1 ulp: +0 where the result would be subnormal, +inf on overflow, NaN for NaN.

@@ -83,6 +83,7 @@ impl<T: Float> Case<T> {
             isa,
             Attend {
                 q: &self.q,
+                ldq: self.e,
                 e: self.e,
                 keys,
                 segment: 0..count,
@@ -112,6 +113,7 @@ impl<T: Float> Case<T> {
             Scores {
                 kind: ScoreKind::Weights,
                 q: &self.q,
+                ldq: self.e,
                 e: self.e,
                 keys: Keys { rows: None, places: None, count: self.s, allowed: allowed.as_deref(), ..keys },
                 segment: 0..self.s,

@@ -1,12 +1,43 @@
 //! One tile of keys: packed once, then attended by blocks of rows.
 
 use super::keys::{Keys, row_bits};
-use super::scoring::{is_plain, score_row};
-use super::softmax::{drop_weights, exponentials, fold, power_of_two, tile_max};
+use super::scoring::{Unit, is_plain, score_row};
+use super::softmax::{PerRow, Running, drop_weights, exponentials, greatest};
 use super::{Dropout, KEY_TILE, Row, Scoring, padded};
 use crate::kernels::gemm::{K_BLOCK, block, for_tile};
 use crate::kernels::pack::pack_panel;
 use crate::simd::{Float, Simd, VIRTUAL_LANES};
+
+/// Rows of the largest block.
+const MAX_ROWS: usize = 8;
+
+/// How all blocks of a task turn scores into weights.
+pub struct How<'a, T> {
+    /// Scores.
+    pub scoring: Scoring<'a, T>,
+    /// The unit that they are computed in.
+    pub unit: Unit<T>,
+    /// Dropout of weights.
+    pub dropout: Option<Dropout>,
+    /// Whether each row may attend to each key.
+    pub open: bool,
+}
+
+/// A block of rows: at most `ATTEND_MR`.
+pub struct Block<'a, T> {
+    /// Queries, at stride `ldq`.
+    pub q: &'a [T],
+    /// Distance between queries.
+    pub ldq: usize,
+    /// The rows.
+    pub rows: &'a [Row],
+    /// Running sums (rows, Ev padded), those of later blocks behind them.
+    pub acc: &'a mut [T],
+    /// Running maximum M of each row.
+    pub row_max: &'a mut [T],
+    /// Running sum of each row.
+    pub row_sum: &'a mut [T],
+}
 
 /// A packed tile and the scores of the block of rows at work.
 pub struct Tile<'a, T> {
@@ -97,54 +128,43 @@ impl<'a, T: Float> Tile<'a, T> {
 
     /// Scores, softmax and P·V of a block of rows.
     #[inline(always)]
-    #[allow(clippy::too_many_arguments, reason = "slices of the caller's buffers, cut for this block")]
-    pub fn attend<S: Simd<T>>(
-        &mut self,
-        s: S,
-        q: &[T],
-        keys: &Keys<'_, T>,
-        rows: &[Row],
-        scoring: &Scoring<'_, T>,
-        dropout: Option<&Dropout>,
-        acc: &mut [T],
-        row_max: &mut [T],
-        row_sum: &mut [T],
-    ) {
-        let mut bits = [0u64; 8];
-        let mut any = 0;
-        let mut every = u64::MAX;
-        for (bits, row) in bits.iter_mut().zip(rows) {
-            *bits = row_bits(row, keys, &scoring.mask, self.first, self.count);
-            any |= *bits;
-            every &= *bits;
-        }
-        if any == 0 {
-            return;
+    pub fn attend<S: Simd<T>>(&mut self, s: S, block: Block<'_, T>, keys: &Keys<'_, T>, how: &How<'_, T>) {
+        let Block { q, ldq, rows, acc, row_max, row_sum } = block;
+        let mut bits = [u64::MAX >> (KEY_TILE - self.count); MAX_ROWS];
+        let (mut any, mut every) = (bits[0], bits[0]);
+        if !how.open {
+            (any, every) = (0, u64::MAX);
+            for (bits, row) in bits.iter_mut().zip(rows) {
+                *bits = row_bits(row, keys, &how.scoring.mask, self.first, self.count);
+                any |= *bits;
+                every &= *bits;
+            }
+            if any == 0 {
+                return;
+            }
         }
         // Keys beyond the last allowed one add exact zeros: they are left out.
         let used = KEY_TILE - any.leading_zeros() as usize;
-        self.products(s, q, rows.len(), used);
-        // Three loops instead of one: each step of a row waits for the one before (maximum, exponentials, sum), and rows
-        // that do the same step side by side fill the waits.
-        let scale = if is_plain(scoring) { scoring.scale } else { T::ONE };
-        let mut factor = [T::ONE; 8];
-        let mut new_max = [T::ZERO; 8];
-        for (i, row) in rows.iter().enumerate() {
-            if bits[i] != 0 {
-                self.score_row(s, i, row, keys, scoring, used);
+        self.products(s, q, ldq, rows.len(), used);
+        if !is_plain(&how.scoring, &how.unit) {
+            for (i, row) in rows.iter().enumerate() {
+                self.score_row(s, i, row, keys, (&how.scoring, &how.unit), used);
             }
-            new_max[i] = tile_max(s, self.row(i), scale, bits[i], used, row_max[i]);
         }
-        let mut sums = [[T::ZERO; VIRTUAL_LANES]; 8];
+        // Two loops instead of one: each step of a row waits for the one before (maximum, exponentials), and rows that do
+        // the same step side by side fill the waits.
+        let factor = how.unit.factor;
+        let mut tops: PerRow<T> = [T::NEG_INFINITY; VIRTUAL_LANES];
         for i in 0..rows.len() {
-            exponentials(s, self.row(i), scale, bits[i], used, new_max[i], &mut sums[i]);
+            tops[i] = greatest(s, self.row(i), bits[i], used);
         }
+        let running = Running::update(s, &tops, factor, row_max);
         for i in 0..rows.len() {
-            factor[i] = power_of_two(row_max[i], new_max[i]);
-            row_sum[i] = row_sum[i] * factor[i] + fold(s, &sums[i]);
-            row_max[i] = new_max[i];
+            let sum = exponentials(s, self.row(i), factor, bits[i], used, running.max[i]);
+            row_sum[i] = row_sum[i] * running.factor[i] + sum;
+            row_max[i] = running.max[i];
         }
-        if let Some(dropout) = dropout {
+        if let Some(dropout) = &how.dropout {
             for (i, row) in rows.iter().enumerate() {
                 let first = self.first;
                 drop_weights(dropout, row, keys, first, &mut self.row(i)[..used]);
@@ -152,24 +172,24 @@ impl<'a, T: Float> Tile<'a, T> {
         }
         let whole = every == u64::MAX >> (KEY_TILE - used);
         if whole || self.is_finite(s, keys) {
-            self.weigh(s, keys, rows.len(), used, &factor, acc);
+            self.weigh(s, keys, rows.len(), used, &running.factor, acc);
         } else {
-            self.weigh_selected(s, keys, &bits[..rows.len()], used, &factor, acc);
+            self.weigh_selected(s, keys, &bits[..rows.len()], used, &running.factor, acc);
         }
     }
 
     /// Products q · k of a block of rows with the first `used` keys, unscaled.
     #[inline(always)]
-    pub fn products<S: Simd<T>>(&mut self, s: S, q: &[T], rows: usize, used: usize) {
+    pub fn products<S: Simd<T>>(&mut self, s: S, q: &[T], ldq: usize, rows: usize, used: usize) {
         let (e, width) = (self.e, S::ATTEND_NV * S::LANES);
         for p in 0..used.div_ceil(width) {
             let panel = &self.k[p * width * e..(p + 1) * width * e];
             let out = &mut self.scores[p * width..];
-            for_tile!(S, T, rows, S::ATTEND_MR, S::ATTEND_NV, product_tile(s, q, e, panel, out));
+            for_tile!(S, T, rows, S::ATTEND_MR, S::ATTEND_NV, product_tile(s, q, ldq, e, panel, out));
         }
     }
 
-    /// Turns the products of a row into scores where that is more than a factor: cap and bias.
+    /// Turns the products of a row into scores where they are more than that: cap and bias.
     #[inline(always)]
     pub fn score_row<S: Simd<T>>(
         &mut self,
@@ -177,12 +197,12 @@ impl<'a, T: Float> Tile<'a, T> {
         i: usize,
         row: &Row,
         keys: &Keys<'_, T>,
-        scoring: &Scoring<'_, T>,
+        (scoring, unit): (&Scoring<'_, T>, &Unit<T>),
         used: usize,
     ) {
         let x = &mut self.scores[i * KEY_TILE..(i + 1) * KEY_TILE];
         let place = (self.first, self.count.min(used), used);
-        score_row(s, x, self.bias, row, keys, scoring, place);
+        score_row(s, unit, x, self.bias, row, keys, scoring, place);
     }
 
     /// The scores of row `i` of the block.
@@ -199,13 +219,19 @@ impl<'a, T: Float> Tile<'a, T> {
         keys: &Keys<'_, T>,
         rows: usize,
         used: usize,
-        factor: &[T; 8],
+        factor: &PerRow<T>,
         acc: &mut [T],
     ) {
         let (v, ldv) = self.values(keys);
         let lda = padded(keys.ev);
         let vectors = if self.v_in_place { keys.ev } else { lda } / S::LANES;
         let mut at = 0;
+        // A row alone has registers for many columns at a time, and so reads each row of values in one run.
+        while rows == 1 && vectors - at >= ALONE_NV {
+            let columns = (&v[at * S::LANES..], ldv, &mut acc[at * S::LANES..], lda);
+            weigh_tile::<T, S, 1, ALONE_NV>(s, self.scores, columns, used, factor);
+            at += ALONE_NV;
+        }
         while at < vectors {
             let nv = S::ATTEND_NV.min(vectors - at);
             let columns = (&v[at * S::LANES..], ldv, &mut acc[at * S::LANES..], lda);
@@ -222,7 +248,7 @@ impl<'a, T: Float> Tile<'a, T> {
         keys: &Keys<'_, T>,
         bits: &[u64],
         used: usize,
-        factor: &[T; 8],
+        factor: &PerRow<T>,
         acc: &mut [T],
     ) {
         let (v, ldv) = self.values(keys);
@@ -231,16 +257,19 @@ impl<'a, T: Float> Tile<'a, T> {
         for (i, &bits) in bits.iter().enumerate() {
             let p = &self.scores[i * KEY_TILE..(i + 1) * KEY_TILE];
             for at in (0..width).step_by(S::LANES) {
+                let out = &mut acc[i * lda + at..];
                 let mut sum = s.splat(T::ZERO);
                 for c in (0..used).filter(|c| bits >> c & 1 != 0) {
                     sum = s.fma(s.splat(p[c]), s.load(&v[c * ldv + at..]), sum);
                 }
-                let out = &mut acc[i * lda + at..];
                 s.store(s.add(s.mul(s.load(out), s.splat(factor[i])), sum), out);
             }
         }
     }
 }
+
+/// Vectors of values that a row alone takes at a time: eight chains fill the latency of two multiply-adders.
+const ALONE_NV: usize = 8;
 
 /// Copies a row of values, zeros after it.
 #[inline(always)]
@@ -270,6 +299,7 @@ fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
 fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     s: S,
     q: &[T],
+    ldq: usize,
     e: usize,
     panel: &[T],
     out: &mut [T],
@@ -278,7 +308,7 @@ fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     let mut start = 0;
     loop {
         let kc = K_BLOCK.min(e - start);
-        let sums = block::<T, S, MR, NV>(s, &q[start..], e, &panel[start * width..], width, kc);
+        let sums = block::<T, S, MR, NV>(s, &q[start..], ldq, &panel[start * width..], width, kc);
         for i in 0..MR {
             for j in 0..NV {
                 let out = &mut out[i * KEY_TILE + j * S::LANES..];
@@ -299,7 +329,7 @@ fn weigh_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     p: &[T],
     (v, ldv, acc, lda): (&[T], usize, &mut [T], usize),
     used: usize,
-    factor: &[T; 8],
+    factor: &PerRow<T>,
 ) {
     let sums = block::<T, S, MR, NV>(s, p, KEY_TILE, v, ldv, used);
     for i in 0..MR {

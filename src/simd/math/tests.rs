@@ -34,6 +34,8 @@ elementwise! {
         let (n, p) = super::exp_parts(s, x);
         super::mul_pow2(s, p, n)
     };
+    Exp2Count = |s, x| exp2(s, x).0;
+    Exp2Factor = |s, x| exp2(s, x).1;
     Sigmoid = super::sigmoid;
     Tanh = super::tanh;
     Erf = super::erf;
@@ -41,6 +43,14 @@ elementwise! {
     Log = super::log;
     Sin = super::sin;
     Cos = super::cos;
+}
+
+/// A factor that is no power of two, as a scale by log2 e is not.
+const FACTOR: f64 = 0.255_034_86;
+
+#[inline(always)]
+fn exp2<T: Float, S: Simd<T>>(s: S, x: S::V) -> (S::V, S::V) {
+    super::exp2_parts(s, x, s.splat(T::from_f64(FACTOR)), s.splat(T::from_f64(-FACTOR)))
 }
 
 /// f32 numbers of every exponent and both signs: each `step`-th bit pattern, infinities and NaNs left out.
@@ -173,6 +183,32 @@ fn exp_parts_f32_are_within_their_bound() {
         }
         println!("p up to {high}: {worst:.3e}");
         assert!(worst < bound, "{worst} up to {high}");
+    }
+}
+
+#[test]
+fn exp2_parts_are_within_their_bound() {
+    for high in [2.0, 100.0, 4_000_000.0] {
+        let x = line(-high, high, 1 << 20);
+        let (n, p) = (Exp2Count::apply(Isa::Scalar, &x), Exp2Factor::apply(Isa::Scalar, &x));
+        for i in 0..x.len() {
+            // A product of two f32 is exact in f64.
+            let fraction = f64::from(x[i]) * f64::from(FACTOR as f32) - f64::from(n[i]);
+            let worst = (f64::from(p[i]) / libm::exp2(fraction) - 1.0).abs();
+            assert!(fraction.abs() <= 0.6 && worst < 1.2e-7, "{}: {worst}", x[i]);
+        }
+        let x: Vec<f64> = x.into_iter().map(f64::from).collect();
+        let (n, p) = (Exp2Count::apply(Isa::Scalar, &x), Exp2Factor::apply(Isa::Scalar, &x));
+        for i in 0..x.len() {
+            let worst = (p[i] / libm::exp2(libm::fma(x[i], FACTOR, -n[i])) - 1.0).abs();
+            assert!(worst < 4.5e-16, "{}: {worst}", x[i]);
+        }
+        for isa in available() {
+            assert!(
+                Exp2Factor::apply(isa, &x).iter().zip(&p).all(|(a, b)| a.to_bits() == b.to_bits()),
+                "{isa}"
+            );
+        }
     }
 }
 
