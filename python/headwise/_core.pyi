@@ -566,7 +566,9 @@ class TextEncoder:
         *,
         dtype: Literal["float32", "float64"] = "float32",
         max_length: int | None = None,
-        pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None,
+        pooling: Literal["mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"]
+        | None = None,
+        mmap: bool = False,
     ) -> Self: ...
     def encode(
         self,

@@ -18,7 +18,9 @@ use crate::error::{Error, Result};
 use crate::models::bert::{BertTensors, Embeddings};
 use crate::models::checkpoint::Checkpoint;
 use crate::models::config::BertConfig;
-use crate::models::pooling::{Pooling, normalize_rows, pool};
+use crate::models::head::Head;
+use crate::models::pooling::{Pooling, normalize_rows};
+use crate::models::tensor_data::Access;
 use crate::models::tokenizer::{TokenIds, Tokenizer, Tokens};
 use crate::nn::attention::{AttentionConfig, WantedHeads};
 use crate::nn::encoder::{Encoder, StackCall, StackOutput};
@@ -42,6 +44,8 @@ pub struct TextEncoderOptions {
     pub max_length: Option<usize>,
     /// How token rows become one; the model's own way where absent.
     pub pooling: Option<Pooling>,
+    /// Map the files of weights instead of reading them; nobody may cut them while the model lives.
+    pub mmap: bool,
 }
 
 /// Token ids of several texts, back to back.
@@ -91,8 +95,7 @@ impl Packed {
 pub struct TextEncoder<T> {
     config: BertConfig,
     tokenizer: Tokenizer,
-    pooling: Pooling,
-    normalize: bool,
+    head: Head<T>,
     embeddings: Embeddings<T>,
     encoder: Encoder<T>,
 }
@@ -104,7 +107,8 @@ impl<T: Float> TextEncoder<T> {
     /// Those of [`Checkpoint::open`]; `ModelFormat` for weights that do not fit the config; `Value` for options that
     /// do not fit the model.
     pub fn open(folder: &Path, options: TextEncoderOptions) -> Result<Self> {
-        let Checkpoint { config, pooling, normalize, mut tokenizer, tensors } = Checkpoint::open(folder)?;
+        let access = if options.mmap { Access::Mapped } else { Access::Read };
+        let Checkpoint { config, modules, mut tokenizer, tensors } = Checkpoint::open(folder, access)?;
         if let Some(max_length) = options.max_length {
             if max_length > config.max_position_embeddings {
                 return Err(Error::Value(format!(
@@ -114,17 +118,11 @@ impl<T: Float> TextEncoder<T> {
             }
             tokenizer.set_max_length(max_length)?;
         }
+        let head = Head::load(&modules, options.pooling, config.hidden_size)?;
         let tensors = BertTensors::new(&tensors, &config);
         let embeddings = tensors.embeddings()?;
         let encoder = build(&config, tensors.encoder_state()?)?;
-        Ok(Self {
-            config,
-            tokenizer,
-            pooling: options.pooling.unwrap_or(pooling),
-            normalize,
-            embeddings,
-            encoder,
-        })
+        Ok(Self { config, tokenizer, head, embeddings, encoder })
     }
 
     /// The architecture.
@@ -137,14 +135,9 @@ impl<T: Float> TextEncoder<T> {
         &self.tokenizer
     }
 
-    /// How token rows become one.
-    pub fn pooling(&self) -> Pooling {
-        self.pooling
-    }
-
-    /// Whether the model itself brings embeddings to unit length.
-    pub fn normalizes(&self) -> bool {
-        self.normalize
+    /// Pooling and what follows it.
+    pub fn head(&self) -> &Head<T> {
+        &self.head
     }
 
     /// Embeds texts: (B, D), row-major. With `normalize` rows have unit length even if the model does not ask for it.
@@ -152,7 +145,7 @@ impl<T: Float> TextEncoder<T> {
     /// # Errors
     /// `Tokenizer` for a text that cannot be tokenized, `Memory`, `Interrupted`.
     pub fn encode<S: AsRef<str>>(&self, texts: &[S], normalize: bool) -> Result<Vec<T>> {
-        let d = self.config.hidden_size;
+        let d = self.head.width();
         let mut tokens = Vec::new();
         for text in texts {
             checkpoint()?;
@@ -174,14 +167,13 @@ impl<T: Float> TextEncoder<T> {
                 count += 1;
             }
             let hidden = self.hidden(&packed)?;
-            let mut pooled = zeros(count * d)?;
-            pool(self.pooling, &hidden, &packed.starts, d, &mut pooled);
+            let pooled = self.head.embed(&hidden, &packed.starts, 0)?;
             for (row, &i) in pooled.chunks_exact(d).zip(rest) {
                 out[i * d..(i + 1) * d].copy_from_slice(row);
             }
             rest = &rest[count..];
         }
-        if normalize || self.normalize {
+        if normalize && !self.head.normalizes() {
             normalize_rows(simd::active()?, &mut out, d);
         }
         Ok(out)
@@ -375,7 +367,7 @@ mod tests {
 
     fn naive(dir: &Path, config: &Value) -> Naive {
         Naive {
-            file: TensorFile::open(&Folder::open(dir).unwrap(), "model.safetensors").unwrap(),
+            file: TensorFile::open(&Folder::open(dir).unwrap(), "model.safetensors", Access::Read).unwrap(),
             d: config["hidden_size"].as_u64().unwrap() as usize,
             heads: config["num_attention_heads"].as_u64().unwrap() as usize,
         }
@@ -395,7 +387,7 @@ mod tests {
         let dir = folder();
         let naive = naive(dir.path(), &small_config());
         for pooling in Pooling::ALL {
-            let options = TextEncoderOptions { pooling: Some(pooling), max_length: None };
+            let options = TextEncoderOptions { pooling: Some(pooling), ..Default::default() };
             let model = TextEncoder::<f64>::open(dir.path(), options).unwrap();
             let single = TextEncoder::<f32>::open(dir.path(), options).unwrap();
             let got = model.encode(&TEXTS, false).unwrap();
@@ -409,6 +401,12 @@ mod tests {
                         Pooling::Cls => rows[0][c],
                         Pooling::Max => column(c).fold(f64::NEG_INFINITY, f64::max),
                         Pooling::LastToken => rows[rows.len() - 1][c],
+                        Pooling::MeanSqrtLen => column(c).sum::<f64>() / (rows.len() as f64).sqrt(),
+                        Pooling::WeightedMean => {
+                            let weights = (1..=rows.len()).map(|t| t as f64);
+                            let total: f64 = weights.clone().sum();
+                            column(c).zip(weights).map(|(v, w)| v * w).sum::<f64>() / total
+                        }
                     })
                     .collect();
                 close(&got[b * 4..b * 4 + 4], &want, 1e-12);
@@ -448,7 +446,7 @@ mod tests {
     fn options_that_do_not_fit() {
         let dir = folder();
         for max_length in [0, 1, 9] {
-            let options = TextEncoderOptions { max_length: Some(max_length), pooling: None };
+            let options = TextEncoderOptions { max_length: Some(max_length), ..Default::default() };
             assert!(
                 matches!(TextEncoder::<f32>::open(dir.path(), options), Err(Error::Value(_))),
                 "{max_length}"

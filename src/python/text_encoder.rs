@@ -72,8 +72,11 @@ impl PyTextEncoder {
     ///     What is computed in.
     /// max_length : int, optional
     ///     Tokens that a text may have, special ones included; longer texts are cut. The model's own number by default.
-    /// pooling : {"mean", "cls", "max", "lasttoken"}, optional
+    /// pooling : {"mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"}, optional
     ///     How the rows of a text's tokens become one. The model's own way by default.
+    /// mmap : bool
+    ///     Map the files of weights instead of reading them: tables in the model's dtype then share the memory of other
+    ///     processes. Only for files that nobody changes: if one is cut while it is mapped, the process dies.
     ///
     /// Returns
     /// -------
@@ -91,17 +94,19 @@ impl PyTextEncoder {
     /// UnsupportedModelError
     ///     If the model is of a kind that headwise does not run.
     #[classmethod]
-    #[pyo3(signature = (folder_or_name, *, dtype = "float32", max_length = None, pooling = None))]
+    #[pyo3(signature = (folder_or_name, *, dtype = "float32", max_length = None, pooling = None, mmap = false))]
     fn from_pretrained(
         cls: &Bound<'_, PyType>,
         folder_or_name: PathBuf,
         dtype: &str,
         max_length: Option<usize>,
         pooling: Option<&str>,
+        mmap: bool,
     ) -> PyResult<Self> {
         entry(|| {
             let py = cls.py();
-            let options = TextEncoderOptions { max_length, pooling: pooling.map(pooling_of).transpose()? };
+            let options =
+                TextEncoderOptions { max_length, pooling: pooling.map(pooling_of).transpose()?, mmap };
             let folder = find(py, folder_or_name)?;
             let open = |folder: &Path| match dtype {
                 "float32" => TextEncoder::open(folder, options).map(Model::F32),
@@ -349,7 +354,7 @@ impl PyTextEncoder {
     /// int
     ///     D.
     fn get_embedding_dimension(&self) -> usize {
-        either!(&self.model, model => model.config().hidden_size)
+        either!(&self.model, model => model.head().width())
     }
 
     /// Tokens that a text may have, special ones included; longer texts are cut.
@@ -367,8 +372,8 @@ impl PyTextEncoder {
                 c.hidden_size,
                 c.num_attention_heads,
                 model.tokenizer().max_length(),
-                model.pooling().name(),
-                if model.normalizes() { "True" } else { "False" },
+                model.head().poolings().iter().map(|p| p.name()).collect::<Vec<_>>().join("+"),
+                if model.head().normalizes() { "True" } else { "False" },
                 self.dtype(),
             )
         })
@@ -382,6 +387,7 @@ impl PyTextEncoder {
         keywords.set_item("dtype", this.dtype())?;
         keywords.set_item("max_length", this.options.max_length)?;
         keywords.set_item("pooling", this.options.pooling.map(Pooling::name))?;
+        keywords.set_item("mmap", this.options.mmap)?;
         let open = slf.get_type().getattr("from_pretrained")?;
         let partial = py.import("functools")?.getattr("partial")?.call((open,), Some(&keywords))?;
         let folder = std::path::absolute(&this.folder)?;
@@ -452,7 +458,7 @@ fn embed<'py, T: Float + numpy::Element>(
     normalize: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
     let rows = compute(py, usize::MAX, || model.encode(texts, normalize))?;
-    let d = model.config().hidden_size;
+    let d = model.head().width();
     if one { shaped(py, rows, &[d]) } else { shaped(py, rows, &[texts.len(), d]) }
 }
 
