@@ -8,6 +8,7 @@
 //! pooling      token rows to one row for each text
 //! bert         Hugging Face's tensor names to torch's, and the embedding tables
 //! checkpoint   all of the above for one folder
+//! settings     what a folder says of how its model is meant to be used: prompts, similarity
 //! text_encoder the model in memory: texts to embeddings, hidden states, attention weights
 //! ```
 //!
@@ -20,5 +21,6 @@ pub mod config;
 pub mod folder;
 pub mod pooling;
 pub mod safetensors;
+pub mod settings;
 pub mod text_encoder;
 pub mod tokenizer;
