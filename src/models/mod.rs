@@ -13,6 +13,7 @@
 //! head         both, in the order of modules.json
 //! bert         Hugging Face's tensor names to torch's, and the embedding tables
 //! checkpoint   all of the above for one folder
+//! settings     what a folder says of how its model is meant to be used: prompts, similarity
 //! text_encoder the model in memory: texts to embeddings, hidden states, attention weights
 //! ```
 //!
@@ -28,6 +29,7 @@ pub mod head;
 pub mod modules;
 pub mod pooling;
 pub mod safetensors;
+pub mod settings;
 pub mod tensor_data;
 pub mod text_encoder;
 pub mod tokenizer;

@@ -10,8 +10,9 @@ mod guard;
 
 use tokenizers::normalizers::Lowercase;
 use tokenizers::{
-    DecoderWrapper, EncodeInput, ModelWrapper, NormalizerWrapper, PostProcessor, PostProcessorWrapper,
-    TokenizerImpl, TruncationDirection, TruncationParams, TruncationStrategy,
+    DecoderWrapper, EncodeInput, Model as _, ModelWrapper, NormalizerWrapper, OffsetType, PostProcessor,
+    PostProcessorWrapper, PreTokenizer as _, TokenizerImpl, TruncationDirection, TruncationParams,
+    TruncationStrategy,
 };
 
 use self::guard::{Normalizer, PreTokenizer, dropped_error, is_shallow};
@@ -158,21 +159,53 @@ impl Tokenizer {
         self.check(encoding.get_ids(), encoding.get_type_ids())
     }
 
+    /// Ids and types of one text or pair, and whether it was cut.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn ids_and_cut(&self, text: &str, pair: Option<&str>) -> Result<(TokenIds, bool)> {
+        let input = self.input(text, pair)?;
+        let encoding = fence(&self.label, || self.inner.encode_fast(input, true))?;
+        let tokens = self.check(encoding.get_ids(), encoding.get_type_ids())?;
+        // The crate stops reading once it has `max_length` tokens. Special tokens want room, so that then something has
+        // to be cut; without any, it cannot tell a text that is just long enough from one that goes on.
+        let unsure = self.special_around(pair) == 0 && tokens.ids.len() == self.options.max_length;
+        let cut = !encoding.get_overflowing().is_empty()
+            || (unsure && self.length(text, pair)? > self.options.max_length);
+        Ok((tokens, cut))
+    }
+
+    /// How many tokens one text or pair has before it is cut, special ones included.
+    ///
+    /// # Errors
+    /// `Tokenizer` where the text cannot be tokenized.
+    pub fn length(&self, text: &str, pair: Option<&str>) -> Result<usize> {
+        // The steps of the crate's `encode` without its truncation, which would end the reading.
+        let own = |text: &str| {
+            fence(&self.label, || {
+                let inner = &self.inner;
+                let mut parts =
+                    inner.get_added_vocabulary().extract_and_normalize(inner.get_normalizer(), text);
+                if let Some(cutter) = inner.get_pre_tokenizer() {
+                    cutter.pre_tokenize(&mut parts)?;
+                }
+                inner.get_model().tokenize_in_pretokenized(&mut parts, None)?;
+                Ok(parts.into_encoding(None, 0, OffsetType::None)?.len())
+            })
+        };
+        Ok(own(text)? + pair.map_or(Ok(0), own)? + self.special_around(pair))
+    }
+
+    fn special_around(&self, pair: Option<&str>) -> usize {
+        self.special[usize::from(pair.is_some())]
+    }
+
     /// Everything about the tokens of one text, or of a pair of texts.
     ///
     /// # Errors
     /// As [`Tokenizer::ids`]; `Value` where `max_length` leaves no room for a pair's special tokens.
     pub fn encode(&self, text: &str, pair: Option<&str>) -> Result<Tokens> {
-        let input: EncodeInput = match pair {
-            None => text.into(),
-            Some(_) if self.options.max_length < self.special[1] => {
-                return Err(Error::Value(format!(
-                    "text_pair: a pair has {} special tokens, max_length is {}",
-                    self.special[1], self.options.max_length
-                )));
-            }
-            Some(pair) => (text, pair).into(),
-        };
+        let input = self.input(text, pair)?;
         let (encoding, texts) = fence(&self.label, || {
             let encoding = self.inner.encode_char_offsets(input, true)?;
             let texts = encoding.get_sequence_ids();
@@ -198,6 +231,18 @@ impl Tokenizer {
             }
         }
         Ok(tokens)
+    }
+
+    fn input<'a>(&self, text: &'a str, pair: Option<&'a str>) -> Result<EncodeInput<'a>> {
+        match pair {
+            None => Ok(text.into()),
+            // The crate subtracts without a check.
+            Some(_) if self.options.max_length < self.special[1] => Err(Error::Value(format!(
+                "text_pair: a pair has {} special tokens, max_length is {}",
+                self.special[1], self.options.max_length
+            ))),
+            Some(pair) => Ok((text, pair).into()),
+        }
     }
 
     fn check(&self, ids: &[u32], type_ids: &[u32]) -> Result<TokenIds> {
@@ -321,6 +366,29 @@ pub(crate) mod tests {
         assert_eq!(tokenizer.ids("dogs ate it").unwrap().ids, [2, 5, 3]);
         assert!(matches!(tokenizer.set_max_length(1), Err(Error::Value(_))));
         assert_eq!(tokenizer.max_length(), 3);
+    }
+
+    #[test]
+    fn what_was_cut_and_how_long_it_was() {
+        let mut bare = small_file();
+        bare["post_processor"] = Value::Null;
+        for (file, [single, double]) in [(small_file(), [2, 3]), (bare, [0, 0])] {
+            let tokenizer = open(&file, options()).unwrap();
+            for words in [0, 1, 5, 6, 7, 8, 9, 50] {
+                let text = "dogs ".repeat(words / 2) + &"a".repeat(words % 2);
+                let (ids, cut) = tokenizer.ids_and_cut(&text, None).unwrap();
+                let length = words + single;
+                assert_eq!((ids.ids.len(), cut), (length.min(8), length > 8), "{text}");
+                assert_eq!(tokenizer.length(&text, None).unwrap(), length);
+            }
+            for (first, second) in [(2, 3), (20, 1), (3, 30), (1, 1), (4, 4), (4, 5)] {
+                let (text, pair) = ("a ".repeat(first), "dog ".repeat(second));
+                let (ids, cut) = tokenizer.ids_and_cut(&text, Some(&pair)).unwrap();
+                let length = first + second + double;
+                assert_eq!((ids.ids.len(), cut), (length.min(8), length > 8), "{first} {second}");
+                assert_eq!(tokenizer.length(&text, Some(&pair)).unwrap(), length);
+            }
+        }
     }
 
     #[test]
