@@ -65,7 +65,7 @@ impl<T: Float> Head<T> {
         &self.poolings
     }
 
-    /// Whether a prompt's tokens count in the pooling.
+    /// Whether a prompt's tokens count in the pooling, as the folder says; the caller of [`Head::embed`] heeds it.
     pub fn include_prompt(&self) -> bool {
         self.include_prompt
     }
@@ -76,12 +76,11 @@ impl<T: Float> Head<T> {
     }
 
     /// Embeddings (B, width) of the rows x (T, D) of B texts; text b has the rows `starts[b]..starts[b + 1]`.
-    /// `prompt_tokens` from the front of each belong to a prompt: a model that leaves prompts out does not count them.
+    /// The first `left_out` tokens of each, those of a prompt, do not count.
     ///
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
-    pub fn embed(&self, x: &[T], starts: &[usize], prompt_tokens: usize) -> Result<Vec<T>> {
-        let left_out = if self.include_prompt { 0 } else { prompt_tokens };
+    pub fn embed(&self, x: &[T], starts: &[usize], left_out: usize) -> Result<Vec<T>> {
         let mut width = self.poolings.len() * self.d;
         let mut rows = zeros((starts.len() - 1) * width)?;
         pool(&self.poolings, x, starts, left_out, self.d, &mut rows);
