@@ -45,7 +45,7 @@ EncodeInfo.used_counts.__doc__ = "Tokens of each text that were computed with."
 def warn_of_cut_texts(cut: int, texts: int, longest: int) -> None:
     """Say how many texts were cut, once for a call, in the name of the line that called headwise."""
     be, was = ("is", "was") if cut == 1 else ("are", "were")
-    level = 1
+    level = 2  # the caller of this function
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("headwise."):
         frame = frame.f_back

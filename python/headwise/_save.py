@@ -64,8 +64,11 @@ class Settings(NamedTuple):
 def save(source: Path, target: Path, settings: Settings, *, model_card: bool) -> None:
     """Write the model in the folder `source` to the folder `target`, which may be the same."""
     modules = _read(source / "modules.json")
-    target.mkdir(parents=True, exist_ok=True)
     transformer = _inside(modules[0]["path"]) if modules else Path()
+    if not (source / transformer / "config.json").is_file():
+        msg = f"no model in {source} any more; save_pretrained copies the weights from there"
+        raise FileNotFoundError(msg)
+    target.mkdir(parents=True, exist_ok=True)
     _copy_files(source, target, model_card=model_card)
     for module in modules or ():
         folder = _inside(module["path"])

@@ -116,7 +116,7 @@ class TextModel:
         prompt : str, optional
             A text to put before each text.
         **kwargs : object
-            sentence-transformers' further options: refused by name.
+            Further options of sentence-transformers: refused by name.
 
         Returns
         -------
