@@ -65,9 +65,9 @@ class TextModel:
         pooling : {"mean", "cls", "max", "lasttoken", "mean_sqrt_len_tokens", "weightedmean"}, optional
             How the rows of a text's tokens become one. The model's own way by default.
         mmap : bool
-            Map the files of weights instead of reading them: tables in the model's dtype then share the memory
-            of other processes. Only for files that nobody changes: if one is cut while it is mapped, the process
-            dies.
+            Map the files of weights instead of reading them: tables in the model's dtype then share the
+            memory of other processes. Only for files that nobody changes: if one is cut while it is mapped,
+            the process dies.
 
         Returns
         -------
