@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-D, LAYERS, HEADS, F, POSITIONS = 32, 2, 4, 48, 16
+D, LAYERS, HEADS, F, POSITIONS = 32, 2, 4, 48, 64
 WORDS = [
     "[PAD]",
     "[UNK]",
