@@ -139,7 +139,7 @@ tokenizer_case(
     "special_tokens",
     "[CLS]",
     "ids",
-    value=[2] * 50,
+    value=[2] * 500,
 )
 tokenizer_case("words_without_end", "max_input_chars", "model", "max_input_chars_per_word", value=10**12)
 tokenizer_case(
