@@ -243,6 +243,11 @@ def test_a_prompt_beats_a_prompt_name(encoder, caplog):
     assert np.array_equal(got, encoder.encode("it a dog"))
 
 
+def test_a_prompt_stands_before_the_first_of_a_pair(encoder):
+    got = encoder.encode([["a dog", "ate"], ("it", "was")], prompt="the ")
+    assert np.array_equal(got, encoder.encode([("the a dog", "ate"), ("the it", "was")]))
+
+
 def test_a_prompt_as_long_as_the_model_reads(encoder):
     encoder.set_pooling_include_prompt(False)
     with pytest.warns(hw.TruncationWarning):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import operator
+import os
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from headwise._core import TextEncoder as CoreEncoder
-from headwise._save import Settings, save
 from headwise._similarity import SIMILARITIES
 from headwise._text_inputs import texts_of, with_prompt
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Iterator
     from typing import SupportsIndex
 
@@ -85,11 +83,11 @@ class TextModel:
         UnsupportedModelError
             If the model is of a kind that headwise does not run.
         """
-        folder = Path(folder_or_name)
-        if not folder.is_dir():
+        folder = os.fspath(folder_or_name)
+        if not os.path.isdir(folder):
             from headwise._fetch import find
 
-            folder = find(str(folder_or_name))
+            folder = os.fspath(find(folder))
         self = cls.__new__(cls)
         self._core = CoreEncoder.from_pretrained(
             folder, dtype=dtype, max_length=max_length, pooling=pooling, mmap=mmap
@@ -317,6 +315,11 @@ class TextModel:
         ValueError
             If an argument asks for what cannot be done here.
         """
+        # Here, because these would cost every import of headwise milliseconds.
+        from pathlib import Path
+
+        from headwise._save import Settings, save
+
         refuse(
             ("model_name: model cards are copied, not written", model_name is not None),
             ("train_datasets: model cards are copied, not written", train_datasets is not None),
@@ -330,7 +333,7 @@ class TextModel:
             "truncate_dim": self.truncate_dim,
         }
         settings = Settings(core.max_length, core.pooling, self._include_prompt, core.width, model)
-        save(Path(core.folder), Path(path), settings, model_card=create_model_card)
+        save(core.folder, Path(path), settings, model_card=create_model_card)
 
     def __repr__(self) -> str:
         return repr(self._core)
