@@ -25,7 +25,7 @@ PYTEST_OPTIONS ?=
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
-.PHONY: help demo test bench lint format docs develop wheel golden clean
+.PHONY: help demo test test-old-cpu bench lint format docs develop wheel golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test: rust ## everything that CI checks: lints, types, docstrings, the crate's t
 	@$(MAKE) -j2 test-rust $(VENV)/.installed $(VENV)/.test
 	@$(MAKE) lint-python
 	@$(MAKE) test-python
+
+test-old-cpu: $(VENV)/.installed $(VENV)/.test ## import and compute on emulated old CPUs (needs qemu-x86_64)
+	$(PY) -m pytest -v tests/test_old_cpu.py $(PYTEST_OPTIONS)
 
 bench: minilm ## measure against the machine's peak, and against torch where BENCH_PYTHON (default .venv) has it
 	rm -rf target/bench

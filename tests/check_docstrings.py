@@ -29,10 +29,13 @@ def public_names(module: ModuleType) -> Iterator[str]:
             yield from public_names(value)
         elif inspect.isclass(value):
             yield dotted
+            # A base class of the package is a part of the class, which users do not see under its own name.
+            own = [base for base in reversed(value.__mro__) if base.__module__.startswith("headwise")]
+            members = {member: what for base in own for member, what in vars(base).items()}
             yield from (
                 f"{dotted}.{member}"
                 # Sorted: PyO3 adds properties in another order in every process.
-                for member, what in sorted(vars(value).items())
+                for member, what in sorted(members.items())
                 if is_public(member) and (callable(what) or inspect.isdatadescriptor(what))
             )
         elif callable(value):

@@ -12,7 +12,6 @@ from headwise._core import (
     Encoder,
     EncoderLayer,
     MultiHeadAttention,
-    TextEncoder,
     __version__,
     alibi_slopes,
     allowed_mask,
@@ -33,6 +32,7 @@ from headwise._core import (
     sinusoidal_positions,
     softmax,
 )
+from headwise._encode_info import EncodeInfo, TruncationWarning
 from headwise._errors import (
     DTypeError,
     HeadwiseError,
@@ -43,11 +43,13 @@ from headwise._errors import (
     UnsupportedModelError,
 )
 from headwise._layers import EncoderOutput
+from headwise._text_encoder import TextEncoder
 from headwise._threads import num_threads
 
 __all__ = [
     "AttentionMaps",
     "DTypeError",
+    "EncodeInfo",
     "Encoder",
     "EncoderLayer",
     "EncoderOutput",
@@ -58,6 +60,7 @@ __all__ = [
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
+    "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
     "alibi_slopes",

@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, Self, SupportsIndex, TypeAlias, final, overload
 
 import numpy as np
@@ -562,31 +563,31 @@ class TextEncoder:
     @classmethod
     def from_pretrained(
         cls,
-        folder_or_name: str | os.PathLike[str],
+        folder: str | os.PathLike[str],
         *,
-        dtype: Literal["float32", "float64"] = "float32",
+        dtype: str = "float32",
         max_length: int | None = None,
-        pooling: Literal["mean", "cls", "max", "lasttoken"] | None = None,
+        pooling: str | None = None,
+        mmap: bool = False,
     ) -> Self: ...
+    def with_max_length(self, max_length: int) -> Self: ...
     def encode(
         self,
-        inputs: str | Sequence[str] | NDArray[np.str_] | None = None,
-        prompt_name: None = None,
-        prompt: None = None,
-        batch_size: int = 32,
-        show_progress_bar: bool | None = None,
-        output_value: Literal["sentence_embedding"] = "sentence_embedding",
-        precision: Literal["float32"] = "float32",
-        convert_to_numpy: Literal[True] = True,
-        convert_to_tensor: Literal[False] = False,
-        device: Literal["cpu"] | None = None,
-        normalize_embeddings: bool = False,
-        truncate_dim: None = None,
-        pool: None = None,
-        chunk_size: None = None,
-        *,
-        sentences: str | Sequence[str] | NDArray[np.str_] | None = None,
-    ) -> NDArray[Any]: ...
+        inputs: list[Any],
+        skip: int = 0,
+        truncate_dim: int | None = None,
+        normalize: bool = False,
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]: ...
+    def states(
+        self, inputs: list[Any], skip: int = 0
+    ) -> tuple[
+        list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any], NDArray[Any]]],
+        NDArray[np.int64],
+        NDArray[np.bool_],
+    ]: ...
+    def lengths(self, inputs: list[Any]) -> NDArray[np.int64]: ...
+    def features(self, inputs: list[Any]) -> dict[str, NDArray[np.int64]]: ...
+    def prompt_length(self, prompt: str) -> int: ...
     def forward(
         self,
         input_ids: ArrayLike,
@@ -594,12 +595,22 @@ class TextEncoder:
         token_type_ids: ArrayLike | None = None,
     ) -> NDArray[Any]: ...
     def attentions(self, text: str, text_pair: str | None = None) -> AttentionMaps: ...
-    def tokenize(self, texts: str | Sequence[str]) -> dict[str, NDArray[np.int64]]: ...
-    def preprocess(self, inputs: str | Sequence[str]) -> dict[str, NDArray[np.int64]]: ...
-    def get_embedding_dimension(self) -> int: ...
     @property
-    def max_seq_length(self) -> int: ...
+    def folder(self) -> Path: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def max_length(self) -> int: ...
+    @property
+    def pooling(self) -> str: ...
+    @property
+    def settings(self) -> dict[str, Any]: ...
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self: ...
     def __reduce__(self) -> tuple[Callable[..., TextEncoder], tuple[os.PathLike[str]]]: ...
+
+def _unit_rows(x: ArrayLike) -> NDArray[Any]: ...
 
 @final
 class _PackedLinear:

@@ -21,17 +21,24 @@
 
 use crate::error::{Error, Result};
 use crate::models::config::BertConfig;
-use crate::models::safetensors::TensorFile;
+use crate::models::tensor_data::Table;
 use crate::models::tokenizer::TokenIds;
+use crate::models::weights::Weights;
 use crate::nn::state::{State, Tensor};
 use crate::ops::buffer::zeros;
 use crate::ops::norm::layer_norm_rows;
 use crate::simd::Float;
 
+/// The three projections that torch stacks.
+const QKV: [&str; 3] = ["attention.self.query", "attention.self.key", "attention.self.value"];
+
+/// The norms of a layer: their name and ours.
+const NORMS: [(&str, &str); 2] = [("attention.output.LayerNorm", "norm1"), ("output.LayerNorm", "norm2")];
+
 /// A BERT checkpoint's tensors, whatever prefix the file gives them.
 #[derive(Debug, Clone, Copy)]
 pub struct BertTensors<'a> {
-    file: &'a TensorFile,
+    file: &'a Weights,
     config: &'a BertConfig,
     /// `bert.` where the file holds a model with a head on top, else empty.
     prefix: &'static str,
@@ -39,34 +46,60 @@ pub struct BertTensors<'a> {
 
 impl<'a> BertTensors<'a> {
     /// Finds the prefix of the names.
-    pub fn new(file: &'a TensorFile, config: &'a BertConfig) -> Self {
+    pub fn new(file: &'a Weights, config: &'a BertConfig) -> Self {
         let prefix = if file.contains("bert.embeddings.word_embeddings.weight") { "bert." } else { "" };
         Self { file, config, prefix }
+    }
+
+    /// Compares every tensor that the config speaks of with the headers, before anything is read.
+    ///
+    /// # Errors
+    /// `ModelFormat` where a tensor is absent, has another shape than the config says or holds no floats.
+    pub fn check(&self) -> Result<()> {
+        let d = self.config.hidden_size;
+        let check = |name: String, shape: &[usize]| self.file.check(&format!("{}{name}", self.prefix), shape);
+        for (part, rows) in self.tables() {
+            check(format!("embeddings.{part}_embeddings.weight"), &[rows, d])?;
+        }
+        let norm = |name: String| self.norm_kinds(&name).map(|kind| format!("{name}.{kind}"));
+        for name in norm("embeddings.LayerNorm".to_string()) {
+            check(name, &[d])?;
+        }
+        // A config may tell of a billion layers: the first that is absent ends this.
+        for n in 0..self.config.num_hidden_layers {
+            let from = format!("encoder.layer.{n}");
+            let qkv = QKV.map(|part| (part, [d, d]));
+            let products = self.products().map(|(theirs, _, shape)| (theirs, shape));
+            for (part, shape) in qkv.into_iter().chain(products) {
+                check(format!("{from}.{part}.weight"), &shape)?;
+                check(format!("{from}.{part}.bias"), &shape[..1])?;
+            }
+            for name in NORMS.map(|(theirs, _)| norm(format!("{from}.{theirs}"))).concat() {
+                check(name, &[d])?;
+            }
+        }
+        Ok(())
     }
 
     /// The encoder's parameters in torch's names, as `state_dict` would give them.
     ///
     /// # Errors
-    /// `ModelFormat` where a tensor is absent or has another shape than the config says.
+    /// As [`BertTensors::check`]; `ModelFormat` where a tensor cannot be read, `Memory`.
     pub fn encoder_state<T: Float>(&self) -> Result<State<T>> {
-        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        let d = self.config.hidden_size;
         let mut state = State::new();
         for n in 0..self.config.num_hidden_layers {
             let from = format!("encoder.layer.{n}");
             let mut keep = |name: &str, tensor| state.push((format!("layers.{n}.{name}"), tensor));
-            let qkv = ["query", "key", "value"].map(|part| format!("{from}.attention.self.{part}"));
+            let qkv = QKV.map(|part| format!("{from}.{part}"));
             keep("self_attn.in_proj_weight", self.stacked(&qkv, "weight", &[d, d])?);
             keep("self_attn.in_proj_bias", self.stacked(&qkv, "bias", &[d])?);
-            for (theirs, ours, shape) in [
-                ("attention.output.dense", "self_attn.out_proj", [d, d]),
-                ("intermediate.dense", "linear1", [f, d]),
-                ("output.dense", "linear2", [d, f]),
-            ] {
+            for (theirs, ours, shape) in self.products() {
                 let name = [format!("{from}.{theirs}")];
                 keep(&format!("{ours}.weight"), self.stacked(&name, "weight", &shape)?);
                 keep(&format!("{ours}.bias"), self.stacked(&name, "bias", &shape[..1])?);
             }
-            for (theirs, ours) in [("attention.output.LayerNorm", "norm1"), ("output.LayerNorm", "norm2")] {
+            for (theirs, ours) in NORMS {
                 let (weight, bias) = self.norm(&format!("{from}.{theirs}"))?;
                 keep(&format!("{ours}.weight"), Tensor::new(&[d], weight));
                 keep(&format!("{ours}.bias"), Tensor::new(&[d], bias));
@@ -80,18 +113,37 @@ impl<'a> BertTensors<'a> {
     /// # Errors
     /// As [`BertTensors::encoder_state`].
     pub fn embeddings<T: Float>(&self) -> Result<Embeddings<T>> {
-        let (c, d) = (self.config, self.config.hidden_size);
-        let table = |part: &str, rows| self.read(&format!("embeddings.{part}_embeddings.weight"), &[rows, d]);
+        let d = self.config.hidden_size;
+        let table = |(part, rows)| {
+            self.file.table(&format!("{}embeddings.{part}_embeddings.weight", self.prefix), &[rows, d])
+        };
+        let [word, position, token_type] = self.tables().map(table);
         let (norm_weight, norm_bias) = self.norm("embeddings.LayerNorm")?;
         Ok(Embeddings {
-            word: table("word", c.vocab_size)?,
-            position: table("position", c.max_position_embeddings)?,
-            token_type: table("token_type", c.type_vocab_size)?,
+            word: word?,
+            position: position?,
+            token_type: token_type?,
             norm_weight,
             norm_bias,
-            eps: c.layer_norm_eps,
+            eps: self.config.layer_norm_eps,
             d,
         })
+    }
+
+    /// The embedding tables and their rows.
+    fn tables(&self) -> [(&'static str, usize); 3] {
+        let c = self.config;
+        [("word", c.vocab_size), ("position", c.max_position_embeddings), ("token_type", c.type_vocab_size)]
+    }
+
+    /// The products of a layer beside query, key and value: their name, ours, and the shape of the weight.
+    fn products(&self) -> [(&'static str, &'static str, [usize; 2]); 3] {
+        let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
+        [
+            ("attention.output.dense", "self_attn.out_proj", [d, d]),
+            ("intermediate.dense", "linear1", [f, d]),
+            ("output.dense", "linear2", [d, f]),
+        ]
     }
 
     fn read<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
@@ -109,10 +161,15 @@ impl<'a> BertTensors<'a> {
         Ok(Tensor::new(&stacked, data))
     }
 
-    /// Weight and bias of a norm; checkpoints converted from TensorFlow call them gamma and beta.
-    fn norm<T: Float>(&self, name: &str) -> Result<(Vec<T>, Vec<T>)> {
+    /// What the parameters of a norm are called; checkpoints converted from TensorFlow have gamma and beta.
+    fn norm_kinds(&self, name: &str) -> [&'static str; 2] {
         let old = self.file.contains(&format!("{}{name}.gamma", self.prefix));
-        let [weight, bias] = if old { ["gamma", "beta"] } else { ["weight", "bias"] };
+        if old { ["gamma", "beta"] } else { ["weight", "bias"] }
+    }
+
+    /// Weight and bias of a norm.
+    fn norm<T: Float>(&self, name: &str) -> Result<(Vec<T>, Vec<T>)> {
+        let [weight, bias] = self.norm_kinds(name);
         let shape = [self.config.hidden_size];
         Ok((self.read(&format!("{name}.{weight}"), &shape)?, self.read(&format!("{name}.{bias}"), &shape)?))
     }
@@ -122,11 +179,11 @@ impl<'a> BertTensors<'a> {
 #[derive(Debug, Clone)]
 pub struct Embeddings<T> {
     /// (vocabulary, D).
-    pub word: Vec<T>,
+    pub word: Table<T>,
     /// (longest sequence, D).
-    pub position: Vec<T>,
+    pub position: Table<T>,
     /// (types, D).
-    pub token_type: Vec<T>,
+    pub token_type: Table<T>,
     /// (D).
     pub norm_weight: Vec<T>,
     /// (D).
@@ -190,6 +247,7 @@ fn lookup<'a, T>(table: &'a [T], d: usize, index: u32, argument: &str) -> Result
 pub(crate) mod tests {
     use super::*;
     use crate::models::folder::Folder;
+    use crate::models::tensor_data::Access;
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
     use serde_json::{Value, json};
@@ -248,10 +306,10 @@ pub(crate) mod tests {
         safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     }
 
-    fn open(dir: &Path) -> (TensorFile, BertConfig) {
+    fn open(dir: &Path) -> (Weights, BertConfig) {
         let folder = Folder::open(dir).unwrap();
         (
-            TensorFile::open(&folder, "model.safetensors").unwrap(),
+            Weights::open(&folder, Access::Read).unwrap(),
             BertConfig::from_json(&small_config(), "config.json").unwrap(),
         )
     }
@@ -325,11 +383,15 @@ pub(crate) mod tests {
         let dir = tempfile::tempdir().unwrap();
         write_small_weights(dir.path(), str::to_string);
         let (file, mut config) = open(dir.path());
+        BertTensors::new(&file, &config).check().unwrap();
         config.intermediate_size = 7;
-        let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).encoder_state::<f32>() else {
-            panic!()
-        };
+        let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).check() else { panic!() };
         assert!(text.contains("encoder.layer.0.intermediate.dense.weight"), "{text}");
         assert!(text.contains("[7, 4]") && text.contains("[6, 4]"), "{text}");
+        assert!(BertTensors::new(&file, &config).encoder_state::<f32>().is_err());
+        config.intermediate_size = 6;
+        config.num_hidden_layers = 1_000_000_000;
+        let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).check() else { panic!() };
+        assert!(text.contains("encoder.layer.2."), "{text}");
     }
 }

@@ -1,13 +1,15 @@
 //! A folder becomes everything that a text encoder needs, or an error that says what is wrong.
 //!
 //! ```text
-//! modules.json               Transformer, Pooling, Normalize, each with its sub-folder   (absent: mean, no norm)
+//! modules.json               Transformer, Pooling, Dense, Normalize, each with its sub-folder   (absent: mean pooling)
 //! sentence_bert_config.json  max_seq_length, do_lower_case
-//! 1_Pooling/config.json      which pooling
 //! config.json                the architecture
 //! tokenizer.json             the tokenizer; tokenizer_config.json its model_max_length and truncation_side
-//! model.safetensors          the weights
+//! model.safetensors          the weights, or shards and their index
 //! ```
+//!
+//! The small files are read first, and the headers of the weights compared with them, so that a folder that lies is
+//! refused before anything large is read.
 //!
 //! The longest text is, as in sentence-transformers: `max_seq_length`, else `model_max_length`, and never more than the
 //! position table has rows. What `tokenizer.json` says of padding and truncation does not count.
@@ -16,143 +18,48 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::models::bert::BertTensors;
 use crate::models::config::BertConfig;
 use crate::models::folder::Folder;
-use crate::models::pooling::Pooling;
-use crate::models::safetensors::TensorFile;
+use crate::models::modules::{ModuleList, Modules};
+use crate::models::tensor_data::Access;
 use crate::models::tokenizer::{Tokenizer, TokenizerOptions};
+use crate::models::weights::Weights;
 
 /// The contents of a model folder, checked; the weights still on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The architecture.
     pub config: BertConfig,
-    /// How token rows become one.
-    pub pooling: Pooling,
-    /// Whether the model itself brings embeddings to unit length.
-    pub normalize: bool,
+    /// What follows the transformer.
+    pub modules: Modules,
     /// Text to ids.
     pub tokenizer: Tokenizer,
     /// The weights, read on demand.
-    pub tensors: TensorFile,
+    pub tensors: Weights,
 }
 
 impl Checkpoint {
     /// Opens the model in the folder at `path`.
     ///
     /// # Errors
-    /// `NotFound` for files that are not there, `ModelFormat` for damaged ones, `Tokenizer` for a damaged
-    /// tokenizer.json, `Unsupported` for a sound model that is not computed here.
-    pub fn open(path: &Path) -> Result<Self> {
-        let folder = Folder::open(path)?;
-        let modules = Modules::read(&folder)?;
-        let pooling = match &modules.pooling {
-            None => Pooling::Mean,
-            Some(name) => read_pooling(&folder.sub(name)?)?,
-        };
-        let folder = folder.sub(&modules.transformer)?;
-
+    /// `NotFound` for files that are not there, `ModelFormat` for damaged ones or ones that do not fit each other,
+    /// `Tokenizer` for a damaged tokenizer.json, `Unsupported` for a sound model that is not computed here.
+    pub fn open(path: &Path, access: Access) -> Result<Self> {
+        let root = Folder::open(path)?;
+        let list = ModuleList::read(&root)?;
+        let folder = root.sub(&list.transformer)?;
         let Some(json) = folder.json("config.json")? else {
             return Err(folder.missing("config.json", "is this the folder of a model?"));
         };
         let config = BertConfig::from_json(&json, &folder.path("config.json")?.display().to_string())?;
-        let tensors = open_tensors(&folder)?;
+        let modules = Modules::open(&root, &list, config.hidden_size, access)?;
+        let tensors = Weights::open(&folder, access)?;
+        BertTensors::new(&tensors, &config).check()?;
         let tokenizer = open_tokenizer(&folder, &config)?;
-        Ok(Self { config, pooling, normalize: modules.normalize, tokenizer, tensors })
+        Ok(Self { config, modules, tokenizer, tensors })
     }
-}
-
-/// What `modules.json` lists.
-struct Modules {
-    /// The sub-folder of the transformer; empty is the folder itself.
-    transformer: String,
-    /// The sub-folder of the pooling.
-    pooling: Option<String>,
-    normalize: bool,
-}
-
-impl Modules {
-    const FILE: &'static str = "modules.json";
-
-    fn read(folder: &Folder) -> Result<Self> {
-        let mut found = Self { transformer: String::new(), pooling: None, normalize: false };
-        let Some(json) = folder.json(Self::FILE)? else { return Ok(found) };
-        let broken = |what: &str| folder.broken(Self::FILE, what);
-        let list = json.as_array().ok_or_else(|| broken("expected a list"))?;
-        for (position, module) in list.iter().enumerate() {
-            let text = |key| module.get(key).and_then(Value::as_str);
-            let kind = text("type").ok_or_else(|| broken("a module without type"))?;
-            let path = text("path").ok_or_else(|| broken("a module without path"))?;
-            // The package moved its modules about over the years; the last part of the name stayed.
-            let name = kind.strip_prefix("sentence_transformers.").and_then(|rest| rest.rsplit('.').next());
-            match (position, name) {
-                (0, Some("Transformer")) => found.transformer = path.to_string(),
-                (1, Some("Pooling")) => found.pooling = Some(path.to_string()),
-                (2, Some("Normalize")) => found.normalize = true,
-                _ => {
-                    return Err(Error::Unsupported(format!(
-                        "{}: module {position} of type {kind} is not supported; supported are Transformer, Pooling and \
-                         then Normalize",
-                        folder.root().join(Self::FILE).display()
-                    )));
-                }
-            }
-        }
-        if list.is_empty() {
-            return Err(broken("no modules"));
-        }
-        Ok(found)
-    }
-}
-
-/// The pooling of `1_Pooling/config.json`: `pooling_mode`, or older files' `pooling_mode_*` flags.
-fn read_pooling(folder: &Folder) -> Result<Pooling> {
-    const FILE: &str = "config.json";
-    const FLAGS: [(&str, &str); 6] = [
-        ("pooling_mode_cls_token", "cls"),
-        ("pooling_mode_max_tokens", "max"),
-        ("pooling_mode_mean_tokens", "mean"),
-        ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
-        ("pooling_mode_weightedmean_tokens", "weightedmean"),
-        ("pooling_mode_lasttoken", "lasttoken"),
-    ];
-    let Some(json) = folder.json(FILE)? else { return Err(folder.missing(FILE, "modules.json names it")) };
-    let modes: Vec<String> = match &json["pooling_mode"] {
-        Value::String(name) => vec![name.clone()],
-        Value::Array(names) => names.iter().map(|n| n.as_str().unwrap_or_default().to_string()).collect(),
-        Value::Null => FLAGS
-            .iter()
-            .filter(|(flag, _)| json[flag] == Value::Bool(true))
-            .map(|(_, name)| (*name).to_string())
-            .collect(),
-        other => return Err(folder.broken(FILE, format!("pooling_mode should be a name, got {other}"))),
-    };
-    let known = modes.first().filter(|_| modes.len() == 1).and_then(|name| Pooling::from_name(name));
-    match known {
-        _ if modes.is_empty() => Err(folder.broken(FILE, "no pooling mode is on")),
-        Some(pooling) => Ok(pooling),
-        None => Err(Error::Unsupported(format!(
-            "{}: pooling {} is not supported; supported is one of {}",
-            folder.root().join(FILE).display(),
-            modes.join(" + "),
-            Pooling::ALL.map(Pooling::name).join(", ")
-        ))),
-    }
-}
-
-fn open_tensors(folder: &Folder) -> Result<TensorFile> {
-    const FILE: &str = "model.safetensors";
-    if folder.file(FILE)?.is_some() {
-        return TensorFile::open(folder, FILE);
-    }
-    if folder.file("model.safetensors.index.json")?.is_some() {
-        return Err(Error::Unsupported(format!(
-            "{}: weights in several files (model.safetensors.index.json) are not supported yet",
-            folder.root().display()
-        )));
-    }
-    Err(folder.missing(FILE, "pickled weights (pytorch_model.bin) are never read: they can run code"))
 }
 
 fn open_tokenizer(folder: &Folder, config: &BertConfig) -> Result<Tokenizer> {
@@ -173,6 +80,7 @@ fn open_tokenizer(folder: &Folder, config: &BertConfig) -> Result<Tokenizer> {
     let options = TokenizerOptions {
         max_length,
         vocab_size: config.vocab_size,
+        type_vocab_size: config.type_vocab_size,
         truncate_left: tokenizer["truncation_side"] == "left",
         lower_case: sentence["do_lower_case"] == Value::Bool(true),
     };
@@ -182,7 +90,10 @@ fn open_tokenizer(folder: &Folder, config: &BertConfig) -> Result<Tokenizer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::models::bert::tests::{small_config, write_small_weights};
+    use crate::models::modules::Step;
+    use crate::models::pooling::Pooling;
     use crate::models::tokenizer::tests::small_file;
     use serde_json::json;
 
@@ -216,11 +127,16 @@ mod tests {
         dir
     }
 
+    fn open(dir: &tempfile::TempDir) -> Result<Checkpoint> {
+        Checkpoint::open(dir.path(), Access::Read)
+    }
+
     #[test]
     fn the_layout_of_sentence_transformers() {
         let dir = folder(&[]);
-        let model = Checkpoint::open(dir.path()).unwrap();
-        assert_eq!((model.pooling, model.normalize, model.tokenizer.max_length()), (Pooling::Mean, true, 5));
+        let model = open(&dir).unwrap();
+        assert_eq!((&model.modules.poolings[..], model.tokenizer.max_length()), (&[Pooling::Mean][..], 5));
+        assert!(matches!(model.modules.steps[..], [Step::Normalize]));
         assert_eq!(model.tokenizer.ids("a a a a a a").unwrap().ids.len(), 5);
     }
 
@@ -230,48 +146,38 @@ mod tests {
         for name in ["modules.json", "sentence_bert_config.json"] {
             std::fs::remove_file(dir.path().join(name)).unwrap();
         }
-        let model = Checkpoint::open(dir.path()).unwrap();
-        assert_eq!((model.pooling, model.normalize, model.tokenizer.max_length()), (Pooling::Mean, false, 8));
-    }
-
-    #[test]
-    fn poolings_by_both_spellings() {
-        for (config, want) in [
-            (json!({"pooling_mode": "cls"}), Pooling::Cls),
-            (json!({"pooling_mode": ["max"]}), Pooling::Max),
-            (json!({"pooling_mode_lasttoken": true}), Pooling::LastToken),
-        ] {
-            let dir = folder(&[("1_Pooling/config.json", config)]);
-            assert_eq!(Checkpoint::open(dir.path()).unwrap().pooling, want);
-        }
-        for config in [
-            json!({"pooling_mode": "weightedmean"}),
-            json!({"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}),
-        ] {
-            let dir = folder(&[("1_Pooling/config.json", config)]);
-            assert!(matches!(Checkpoint::open(dir.path()), Err(Error::Unsupported(_))));
-        }
-        let dir = folder(&[("1_Pooling/config.json", json!({}))]);
-        assert!(matches!(Checkpoint::open(dir.path()), Err(Error::ModelFormat(_))));
+        let model = open(&dir).unwrap();
+        assert_eq!((&model.modules.poolings[..], model.tokenizer.max_length()), (&[Pooling::Mean][..], 8));
+        assert!(model.modules.steps.is_empty());
     }
 
     #[test]
     fn modules_that_are_not_known_or_lead_out() {
         let module = |kind: &str, path: &str| json!({"type": kind, "path": path});
         let transformer = || module("sentence_transformers.models.Transformer", "");
-        let dense = module("sentence_transformers.models.Dense", "2_Dense");
-        let foreign = module("evil.Pooling", "1_Pooling");
-        for second in [dense, foreign] {
-            let dir = folder(&[("modules.json", json!([transformer(), second]))]);
-            assert!(matches!(Checkpoint::open(dir.path()), Err(Error::Unsupported(_))));
+        for kind in ["sentence_transformers.models.CNN", "evil.Pooling"] {
+            let dir = folder(&[("modules.json", json!([transformer(), module(kind, "1_Pooling")]))]);
+            let Err(Error::Unsupported(text)) = open(&dir) else { panic!("{kind}") };
+            assert!(text.contains(kind), "{text}");
         }
-        let outside = module("sentence_transformers.models.Pooling", "../1_Pooling");
-        let dir = folder(&[("modules.json", json!([transformer(), outside]))]);
-        assert!(matches!(Checkpoint::open(dir.path()), Err(Error::ModelFormat(_))));
+        for (kind, path) in [("Pooling", "../1_Pooling"), ("Pooling", "/etc"), ("Normalize", "..")] {
+            let outside = module(&format!("sentence_transformers.models.{kind}"), path);
+            let dir = folder(&[("modules.json", json!([transformer(), outside]))]);
+            assert!(matches!(open(&dir), Err(Error::ModelFormat(text)) if text.contains("modules.json")));
+        }
         for wrong in [json!([]), json!({}), json!([{"type": 3}])] {
             let dir = folder(&[("modules.json", wrong)]);
-            assert!(matches!(Checkpoint::open(dir.path()), Err(Error::ModelFormat(_))));
+            assert!(matches!(open(&dir), Err(Error::ModelFormat(_))));
         }
+    }
+
+    #[test]
+    fn weights_are_compared_with_the_config() {
+        let mut config = small_config();
+        config["vocab_size"] = json!(2_000_000_000);
+        let dir = folder(&[("config.json", config)]);
+        let Err(Error::ModelFormat(text)) = open(&dir) else { panic!() };
+        assert!(text.contains("word_embeddings") && text.contains("2000000000"), "{text}");
     }
 
     #[test]
@@ -279,7 +185,7 @@ mod tests {
         for name in ["config.json", "tokenizer.json", "model.safetensors", "1_Pooling/config.json"] {
             let dir = folder(&[]);
             std::fs::remove_file(dir.path().join(name)).unwrap();
-            let Err(Error::NotFound(text)) = Checkpoint::open(dir.path()) else { panic!("{name}") };
+            let Err(Error::NotFound(text)) = open(&dir) else { panic!("{name}") };
             assert!(text.contains(name.rsplit('/').next().unwrap()), "{text}");
         }
     }

@@ -3,18 +3,22 @@
 //! Names come from the folder's own files (`modules.json` names sub-folders), so they are data of a stranger: only
 //! plain components are followed, never `..`, a root or a drive. Symbolic links that the owner of the folder made are
 //! followed, as the cache of `huggingface_hub` consists of them. Only regular files are opened: a pipe would block.
-//! Files are read, not mapped: a mapped file that somebody cuts kills the process.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
 
-/// Bytes of the longest JSON file that is read; the largest tokenizers of today have 35 MB.
-const MAX_JSON_BYTES: u64 = 256 << 20;
+/// Bytes of the longest file that is read whole; the largest tokenizers of today have 35 MB.
+const MAX_BYTES: u64 = 64 << 20;
+
+/// Bytes of the longest JSON file that is read into a tree: those of the families computed here, an index of shards
+/// included, stay below 300 kB, and a tree of this size is built in less than a tenth of a second.
+const MAX_JSON_BYTES: u64 = 1 << 20;
 
 /// A folder that holds a model.
 #[derive(Debug, Clone)]
@@ -72,20 +76,37 @@ impl Folder {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(None),
             Err(e) => Err(broken(&e)),
             Ok(meta) if !meta.is_file() => Err(broken(&"not a regular file")),
-            Ok(_) => File::open(&path).map(Some).map_err(|e| broken(&e)),
+            Ok(_) => {
+                // Should a pipe take the file's place meanwhile, opening it must not wait for a writer.
+                let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+                let file = file.map_err(|e| broken(&e))?;
+                if file.metadata().is_ok_and(|meta| meta.is_file()) {
+                    Ok(Some(file))
+                } else {
+                    Err(broken(&"not a regular file"))
+                }
+            }
         }
     }
 
     /// The bytes of a file; `None` where there is none.
     ///
     /// # Errors
-    /// `ModelFormat` where it cannot be read or has more than 256 MB.
+    /// `ModelFormat` where it cannot be read or has more than 64 MB.
     pub fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        self.bytes_up_to(name, MAX_BYTES)
+    }
+
+    fn bytes_up_to(&self, name: &str, most: u64) -> Result<Option<Vec<u8>>> {
         let Some(file) = self.file(name)? else { return Ok(None) };
+        // Asked first, so that a file of any length costs nothing; `take`, since it may grow.
+        let length = file.metadata().map_err(|e| self.broken(name, e))?.len();
         let mut bytes = Vec::new();
-        file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes).map_err(|e| self.broken(name, e))?;
-        if bytes.len() as u64 > MAX_JSON_BYTES {
-            return Err(self.broken(name, "longer than 256 MB"));
+        if length <= most {
+            file.take(most + 1).read_to_end(&mut bytes).map_err(|e| self.broken(name, e))?;
+        }
+        if length.max(bytes.len() as u64) > most {
+            return Err(self.broken(name, format!("longer than {} MB", most >> 20)));
         }
         Ok(Some(bytes))
     }
@@ -93,9 +114,9 @@ impl Folder {
     /// A JSON file; `None` where there is none.
     ///
     /// # Errors
-    /// `ModelFormat` where it is no JSON.
+    /// `ModelFormat` where it is no JSON or has more than 1 MB.
     pub fn json(&self, name: &str) -> Result<Option<Value>> {
-        let Some(bytes) = self.bytes(name)? else { return Ok(None) };
+        let Some(bytes) = self.bytes_up_to(name, MAX_JSON_BYTES)? else { return Ok(None) };
         serde_json::from_slice(&bytes).map(Some).map_err(|e| self.broken(name, e))
     }
 

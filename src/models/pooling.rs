@@ -4,17 +4,23 @@
 //! last one ends. There is no padding, hence no mask.
 //!
 //! ```text
-//! mean        out[b, d] = sum_t x[t, d] / L_b         one chain over t in ascending order, in blocks of 256
-//! cls         out[b, d] = x[first, d]
-//! max         out[b, d] = max_t x[t, d]               a NaN stays
-//! last token  out[b, d] = x[last, d]
-//! normalize   y = x / max(|x|, 1e-12)                 the sum of squares in 16 virtual lanes
+//! mean                  out[b, d] = sum_t x[t, d] / L_b          one chain over t in ascending order, in blocks of 256
+//! cls                   out[b, d] = x[first, d]
+//! max                   out[b, d] = max_t x[t, d]                a NaN stays
+//! lasttoken             out[b, d] = x[last, d]
+//! mean_sqrt_len_tokens  out[b, d] = sum_t x[t, d] / sqrt(L_b)    the chain of the mean
+//! weightedmean          out[b, d] = sum_t (t + 1) x[t, d] / sum_t (t + 1), t counted from the start of the text
+//! normalize             y = x / max(|x|, 1e-12)                  the sum of squares in 16 virtual lanes
 //! ```
+//!
+//! Several kinds at once stand side by side in a row, (B, kinds * D). A model that was trained to leave its prompt out of
+//! the pooling says how many tokens from the front of each text do not count: L, first and the sums are then those of
+//! the rest, and the weights of the rest stay what they were.
 //!
 //! The mean is a sum over columns: each column is a chain of its own, so the loop runs over whole rows and the compiler
 //! may use any vectors without changing a bit. The chain is in f64 whatever the rows are: 256 equal tokens, as a line of
 //! dots has, round the same way at each step of an f32 chain, which took the error of `MiniLM` from 1.8e-7 to 3.1e-7 there.
-//! A text without tokens gives zeros.
+//! A text of which no token counts gives zeros.
 
 use crate::simd::{Float, Isa, Kernel, Simd, VIRTUAL_LANES};
 
@@ -35,11 +41,16 @@ pub enum Pooling {
     Max,
     /// The last row.
     LastToken,
+    /// The sum of all rows over the square root of their number.
+    MeanSqrtLen,
+    /// The mean of all rows, the n-th counted n times.
+    WeightedMean,
 }
 
 impl Pooling {
     /// Every kind, in the order of error texts.
-    pub const ALL: [Self; 4] = [Self::Mean, Self::Cls, Self::Max, Self::LastToken];
+    pub const ALL: [Self; 6] =
+        [Self::Mean, Self::Cls, Self::Max, Self::LastToken, Self::MeanSqrtLen, Self::WeightedMean];
 
     /// The name in sentence-transformers.
     pub fn name(self) -> &'static str {
@@ -48,6 +59,8 @@ impl Pooling {
             Self::Cls => "cls",
             Self::Max => "max",
             Self::LastToken => "lasttoken",
+            Self::MeanSqrtLen => "mean_sqrt_len_tokens",
+            Self::WeightedMean => "weightedmean",
         }
     }
 
@@ -57,46 +70,66 @@ impl Pooling {
     }
 }
 
-/// Pools x (T, D) to out (B, D); text b has the rows `starts[b]..starts[b + 1]`.
+/// Pools x (T, D) to out (B, kinds * D); text b has the rows `starts[b]..starts[b + 1]`, of which the first `left_out` do
+/// not count.
 ///
 /// # Panics
 /// If the slices do not have these shapes.
-pub fn pool<T: Float>(pooling: Pooling, x: &[T], starts: &[usize], d: usize, out: &mut [T]) {
-    assert_eq!(out.len(), (starts.len() - 1) * d, "out is (B, D)");
-    for (row, bounds) in out.chunks_exact_mut(d).zip(starts.windows(2)) {
-        let tokens = &x[bounds[0] * d..bounds[1] * d];
+pub fn pool<T: Float>(
+    kinds: &[Pooling],
+    x: &[T],
+    starts: &[usize],
+    left_out: usize,
+    d: usize,
+    out: &mut [T],
+) {
+    assert_eq!(out.len(), (starts.len() - 1) * kinds.len() * d, "out is (B, kinds * D)");
+    for (row, bounds) in out.chunks_exact_mut(kinds.len() * d).zip(starts.windows(2)) {
+        let first = bounds[1].min(bounds[0] + left_out);
+        let tokens = &x[first * d..bounds[1] * d];
         if tokens.is_empty() {
             row.fill(T::ZERO);
             continue;
         }
-        match pooling {
-            Pooling::Mean => mean(tokens, row),
-            Pooling::Cls => row.copy_from_slice(&tokens[..d]),
-            Pooling::LastToken => row.copy_from_slice(&tokens[tokens.len() - d..]),
-            Pooling::Max => max(tokens, row),
+        for (kind, row) in kinds.iter().zip(row.chunks_exact_mut(d)) {
+            let count = (tokens.len() / d) as f64;
+            match kind {
+                Pooling::Mean => weighted_sum(tokens, |_| 1.0, count, row),
+                Pooling::MeanSqrtLen => weighted_sum(tokens, |_| 1.0, count.sqrt(), row),
+                Pooling::WeightedMean => {
+                    let place = |t: usize| (left_out + t + 1) as f64;
+                    // Whole numbers far below 2^53: exact.
+                    let total = count * (place(0) + count - 1.0 + place(0)) / 2.0;
+                    weighted_sum(tokens, place, total, row);
+                }
+                Pooling::Cls => row.copy_from_slice(&tokens[..d]),
+                Pooling::LastToken => row.copy_from_slice(&tokens[tokens.len() - d..]),
+                Pooling::Max => max(tokens, row),
+            }
         }
     }
 }
 
-/// tokens (L, D) to row (D).
-fn mean<T: Float>(tokens: &[T], row: &mut [T]) {
+/// Sum of tokens (L, D), each times its weight, over a divisor, to row (D).
+fn weighted_sum<T: Float>(tokens: &[T], weight: impl Fn(usize) -> f64, divisor: f64, row: &mut [T]) {
     let d = row.len();
     let mut chain = vec![0.0; d];
     let mut total = vec![0.0; d];
-    for block in tokens.chunks(BLOCK_ROWS * d) {
+    for (n, block) in tokens.chunks(BLOCK_ROWS * d).enumerate() {
         chain.fill(0.0);
-        for token in block.chunks_exact(d) {
+        for (t, token) in block.chunks_exact(d).enumerate() {
+            let w = weight(n * BLOCK_ROWS + t);
             for (c, &v) in chain.iter_mut().zip(token) {
-                *c += v.to_f64();
+                // Two roundings in f64, never fused: the same on every instruction set. A weight of 1 changes nothing.
+                *c += w * v.to_f64();
             }
         }
         for (t, &c) in total.iter_mut().zip(&chain) {
             *t += c;
         }
     }
-    let count = (tokens.len() / d) as f64;
     for (r, t) in row.iter_mut().zip(total) {
-        *r = T::from_f64(t / count);
+        *r = T::from_f64(t / divisor);
     }
 }
 
@@ -185,9 +218,11 @@ mod tests {
             (Pooling::Cls, [-1.0, 5.0, 0.0]),
             (Pooling::Max, [-1.0, 5.0, 2.0]),
             (Pooling::LastToken, [-6.0, 0.0, 2.0]),
+            (Pooling::MeanSqrtLen, [-9.0, 9.0, 3.0].map(|sum: f64| sum / 3.0f64.sqrt())),
+            (Pooling::WeightedMean, [-23.0 / 6.0, 13.0 / 6.0, 8.0 / 6.0]),
         ] {
             let mut out = [9.0; 9];
-            pool(pooling, &x, &starts, d, &mut out);
+            pool(&[pooling], &x, &starts, 0, d, &mut out);
             assert_eq!(out[..3], [1.0, 2.0, 3.0], "{pooling:?}");
             assert_eq!(out[3..6], [0.0; 3], "{pooling:?}");
             assert_eq!(out[6..], last, "{pooling:?}");
@@ -196,11 +231,41 @@ mod tests {
     }
 
     #[test]
+    fn several_kinds_stand_side_by_side() {
+        let x = [1.0, 2.0, 3.0, -6.0, 5.0, 1.0];
+        let mut out = [0.0; 8];
+        pool(&[Pooling::Cls, Pooling::Max], &x, &[0, 1, 3], 0, 2, &mut out);
+        assert_eq!(out, [1.0, 2.0, 1.0, 2.0, 3.0, -6.0, 5.0, 1.0]);
+    }
+
+    #[test]
+    fn tokens_left_out_do_not_count() {
+        // The first text has three tokens, of which two are left out; the second has no more than that.
+        let x = [9.0, 7.0, 4.0, 8.0, 8.0];
+        for (pooling, want) in [
+            (Pooling::Mean, 4.0),
+            (Pooling::Cls, 4.0),
+            (Pooling::Max, 4.0),
+            (Pooling::LastToken, 4.0),
+            (Pooling::MeanSqrtLen, 4.0),
+            (Pooling::WeightedMean, 4.0),
+        ] {
+            let mut out = [1.0; 2];
+            pool(&[pooling], &x, &[0, 3, 5], 2, 1, &mut out);
+            assert_eq!(out, [want, 0.0], "{pooling:?}");
+        }
+        // The weights of the rest stay: 2 and 3.
+        let mut out = [0.0];
+        pool(&[Pooling::WeightedMean], &x, &[0, 3], 1, 1, &mut out);
+        assert_eq!(out, [(2.0 * 7.0 + 3.0 * 4.0) / 5.0]);
+    }
+
+    #[test]
     fn the_mean_is_one_chain_in_blocks_of_256() {
         let (rows, d) = (600, 2);
         let x = numbers(rows * d);
         let mut out = [0.0; 2];
-        pool(Pooling::Mean, &x, &[0, rows], d, &mut out);
+        pool(&[Pooling::Mean], &x, &[0, rows], 0, d, &mut out);
         for (column, got) in out.iter().enumerate() {
             let mut total = 0.0;
             for block in 0..3 {
@@ -220,7 +285,7 @@ mod tests {
         let row = [0.1f32, 1.0 / 3.0, -0.7];
         let x: Vec<f32> = row.into_iter().cycle().take(3 * 256).collect();
         let mut out = [0.0; 3];
-        pool(Pooling::Mean, &x, &[0, 256], 3, &mut out);
+        pool(&[Pooling::Mean], &x, &[0, 256], 0, 3, &mut out);
         assert_eq!(out.map(f32::to_bits), row.map(f32::to_bits));
     }
 
@@ -228,7 +293,7 @@ mod tests {
     fn a_nan_stays_in_its_column() {
         let x = [f32::NAN, 1.0, 2.0, 3.0];
         let mut out = [0.0; 2];
-        pool(Pooling::Max, &x, &[0, 2], 2, &mut out);
+        pool(&[Pooling::Max], &x, &[0, 2], 0, 2, &mut out);
         assert!(out[0].is_nan());
         assert_eq!(out[1].to_bits(), 3.0f32.to_bits());
     }

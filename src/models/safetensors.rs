@@ -1,33 +1,39 @@
 //! Tensors by name from a `.safetensors` file: header checked, then each tensor read straight to its place.
 //!
 //! The file is 8 bytes of length n, n bytes of JSON (name -> dtype, shape, byte range), then the data. The `safetensors`
-//! crate parses and checks the header (ranges without gap or overlap, each as long as its shape says); here the ranges are
-//! compared with the length of the file before anything is allocated, so a header that lies costs nothing. Tensors are
-//! read one at a time into the vector that the model keeps: the file is never held whole, and never mapped, since a
-//! mapped file that somebody cuts kills the process. Half precision is widened exactly; f64 to f32 rounds to nearest even.
+//! crate parses and checks the header (ranges without gap or overlap, each as long as its shape says); here names are
+//! checked to be told once, and the ranges compared with the length of the file before anything is allocated, so a
+//! header that lies costs nothing. Tensors are read one at a time into the vector that the model keeps: the file is
+//! never held whole.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::sync::Mutex;
+use std::collections::HashSet;
+use std::fmt;
+use std::io::Read;
 
-use half::{bf16, f16};
-use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
 use crate::error::{Error, Result};
 use crate::models::folder::Folder;
+use crate::models::tensor_data::{Access, Source, Table, is_float};
 use crate::simd::Float;
 
-/// Bytes of the longest header that is read; real ones stay below 1 MB.
-const MAX_HEADER_BYTES: u64 = 16 << 20;
+/// Bytes of the longest header that is read: 60,000 tensors. Real ones stay below 1 MB, and one of this length is
+/// parsed in less than a tenth of a second.
+const MAX_HEADER_BYTES: u64 = 4 << 20;
 
-/// Bytes that are widened at a time.
-const CHUNK_BYTES: usize = 1 << 13;
+/// Beginnings of files that are often found under this name, and what they are.
+const OTHER_FILES: [(&[u8], &str); 4] = [
+    (b"version ", "a pointer of Git LFS, not the file itself: run `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive, perhaps a pickled checkpoint, which is never read: it can run code"),
+    (b"\x80\x02", "a pickled checkpoint, which is never read: it can run code"),
+    (b"<", "HTML or XML, perhaps the error page of a download"),
+];
 
 /// An open `.safetensors` file whose header has been checked.
 #[derive(Debug)]
 pub struct TensorFile {
-    file: Mutex<File>,
+    source: Source,
     /// What errors call the file.
     label: String,
     header: Metadata,
@@ -39,21 +45,27 @@ impl TensorFile {
     ///
     /// # Errors
     /// `NotFound` where there is no such file, `ModelFormat` where the header is damaged or lies.
-    pub fn open(folder: &Folder, name: &str) -> Result<Self> {
+    pub fn open(folder: &Folder, name: &str, access: Access) -> Result<Self> {
         let Some(mut file) = folder.file(name)? else {
             return Err(folder.missing(name, ""));
         };
-        let broken = |what: &dyn std::fmt::Display| folder.broken(name, what);
+        let broken = |what: &dyn fmt::Display| folder.broken(name, what);
         let length = file.metadata().map_err(|e| broken(&e))?.len();
         let mut word = [0; 8];
         file.read_exact(&mut word).map_err(|_| broken(&"shorter than the 8 bytes of the header's length"))?;
         let header_length = u64::from_le_bytes(word);
-        if header_length > MAX_HEADER_BYTES || header_length > length - 8 {
-            return Err(broken(&format!("header of {header_length} bytes in a file of {length}")));
+        if header_length > MAX_HEADER_BYTES || header_length > length.saturating_sub(8) {
+            let other = OTHER_FILES.iter().find(|(start, _)| word.starts_with(start));
+            return Err(match other {
+                Some((_, what)) => broken(&format!("not a safetensors file but {what}")),
+                None => broken(&format!("header of {header_length} bytes in a file of {length}")),
+            });
         }
         let mut bytes = vec![0; header_length as usize];
         file.read_exact(&mut bytes).map_err(|e| broken(&format!("header: {e}")))?;
-        let header: Metadata = serde_json::from_slice(&bytes).map_err(|e| broken(&format!("header: {e}")))?;
+        let in_header = |e: serde_json::Error| broken(&format!("header: {e}"));
+        serde_json::from_slice::<NamesOnce>(&bytes).map_err(in_header)?;
+        let header: Metadata = serde_json::from_slice(&bytes).map_err(in_header)?;
         let data_start = 8 + header_length;
         let promised = header.data_len() as u64;
         if promised != length - data_start {
@@ -62,12 +74,8 @@ impl TensorFile {
                 length - data_start
             )));
         }
-        Ok(Self {
-            file: Mutex::new(file),
-            label: folder.root().join(name).display().to_string(),
-            header,
-            data_start,
-        })
+        let source = Source::new(file, length, access).map_err(|e| broken(&e))?;
+        Ok(Self { source, label: folder.root().join(name).display().to_string(), header, data_start })
     }
 
     /// Whether the file has a tensor of this name.
@@ -85,14 +93,35 @@ impl TensorFile {
         self.header.info(name).map(|info| info.shape.as_slice())
     }
 
+    /// Whether `name` can be read with `shape`; costs nothing.
+    ///
+    /// # Errors
+    /// `ModelFormat` where it is absent, has another shape or is not of a float type.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.info(name, shape).map(|_| ())
+    }
+
     /// A tensor that must have `shape`, widened to `T`.
     ///
     /// # Errors
-    /// `ModelFormat` where it is absent, has another shape, is not of a float type or cannot be read.
+    /// As [`TensorFile::check`]; `ModelFormat` where it cannot be read, `Memory`.
     pub fn read<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
         let mut out = Vec::new();
         self.append(name, shape, &mut out)?;
         Ok(out)
+    }
+
+    /// As [`TensorFile::read`], but left in the file where that is mapped and holds numbers of T.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    pub fn table<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Table<T>> {
+        let info = self.info(name, shape)?;
+        let at = |offset| self.data_start as usize + offset;
+        match self.source.table(info.dtype, at(info.data_offsets.0)..at(info.data_offsets.1)) {
+            Some(table) => Ok(table),
+            None => self.read(name, shape).map(Table::Owned),
+        }
     }
 
     /// As [`TensorFile::read`], at the end of a vector: stacked projections are read in place.
@@ -100,70 +129,76 @@ impl TensorFile {
     /// # Errors
     /// As [`TensorFile::read`].
     pub fn append<T: Float>(&self, name: &str, shape: &[usize], out: &mut Vec<T>) -> Result<()> {
-        let Some(info) = self.header.info(name) else {
-            return Err(self.broken(name, format!("missing; expected with shape {shape:?}")));
-        };
-        if info.shape != shape {
-            return Err(self.broken(name, format!("expected shape {shape:?}, got {:?}", info.shape)));
-        }
+        let info = self.info(name, shape)?;
         // The header was compared with the file's length, so this is no more than the file holds.
         let count: usize = shape.iter().product();
         let start = out.len();
         out.try_reserve_exact(count)
             .map_err(|e| Error::Memory(format!("{}: tensor {name} of shape {shape:?}: {e}", self.label)))?;
         out.resize(start + count, T::ZERO);
-        self.fill(name, info, &mut out[start..])
+        let at = self.data_start + info.data_offsets.0 as u64;
+        match self.source.fill(info.dtype, at, &mut out[start..]) {
+            Some(done) => done.map_err(|e| self.broken(name, e)),
+            None => Err(Error::Internal(format!("tensor {name}: a dtype that was checked"))),
+        }
     }
 
-    fn fill<T: Float>(&self, name: &str, info: &TensorInfo, out: &mut [T]) -> Result<()> {
-        // A poisoned lock means that another reader panicked between two reads; each read seeks first.
-        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.seek(SeekFrom::Start(self.data_start + info.data_offsets.0 as u64))
-            .map_err(|e| self.broken(name, e))?;
-        let read = |bytes: &mut [u8]| file.read_exact(bytes).map_err(|e| self.broken(name, e));
-        let same_type = matches!((info.dtype, T::NAME), (Dtype::F32, "float32") | (Dtype::F64, "float64"));
-        if same_type && cfg!(target_endian = "little") {
-            let mut read = read;
-            return read(bytemuck::cast_slice_mut(out));
+    fn info(&self, name: &str, shape: &[usize]) -> Result<&TensorInfo> {
+        let Some(info) = self.header.info(name) else {
+            return Err(self.broken(name, format!("missing; expected with shape {shape:?}")));
+        };
+        if info.shape != shape {
+            return Err(self.broken(name, format!("expected shape {shape:?}, got {:?}", info.shape)));
         }
-        match info.dtype {
-            Dtype::F32 => widen(out, read, |b: [u8; 4]| f64::from(f32::from_le_bytes(b))),
-            Dtype::F64 => widen(out, read, f64::from_le_bytes),
-            Dtype::F16 => widen(out, read, |b: [u8; 2]| f16::from_le_bytes(b).to_f64()),
-            Dtype::BF16 => widen(out, read, |b: [u8; 2]| bf16::from_le_bytes(b).to_f64()),
-            other => Err(self.broken(
+        if !is_float(info.dtype) {
+            return Err(self.broken(
                 name,
-                format!("dtype {other:?} is not supported; supported are F32, F16, BF16, F64"),
-            )),
+                format!("dtype {:?} is not supported; supported are F32, F16, BF16, F64", info.dtype),
+            ));
         }
+        Ok(info)
     }
 
-    fn broken(&self, name: &str, what: impl std::fmt::Display) -> Error {
+    fn broken(&self, name: &str, what: impl fmt::Display) -> Error {
         Error::ModelFormat(format!("{}: tensor {name}: {what}", self.label))
     }
 }
 
-/// Reads numbers of N bytes and converts them; through f64, which holds every type exactly and rounds once.
-fn widen<T: Float, const N: usize>(
-    out: &mut [T],
-    mut read: impl FnMut(&mut [u8]) -> Result<()>,
-    convert: impl Fn([u8; N]) -> f64,
-) -> Result<()> {
-    let mut bytes = [0; CHUNK_BYTES];
-    for block in out.chunks_mut(CHUNK_BYTES / N) {
-        let bytes = &mut bytes[..block.len() * N];
-        read(bytes)?;
-        for (x, raw) in block.iter_mut().zip(bytes.as_chunks::<N>().0) {
-            *x = T::from_f64(convert(*raw));
-        }
+/// A JSON object that names each key once: parsers keep one of two, and not all of them the same.
+struct NamesOnce;
+
+impl<'de> Deserialize<'de> for NamesOnce {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        deserializer.deserialize_map(Self)
     }
-    Ok(())
+}
+
+impl<'de> Visitor<'de> for NamesOnce {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Self, A::Error> {
+        let mut seen = HashSet::new();
+        while let Some((name, IgnoredAny)) = map.next_entry::<String, _>()? {
+            if let Some(twice) = seen.replace(name) {
+                return Err(A::Error::custom(format!("tensor {twice} is told of twice")));
+            }
+        }
+        Ok(self)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::models::tensor_data::CHUNK_BYTES;
+    use half::{bf16, f16};
+    use safetensors::Dtype;
     use safetensors::tensor::TensorView;
+    use std::fs::File;
     use std::path::Path;
 
     fn write(dir: &Path, tensors: &[(&str, Dtype, Vec<usize>, Vec<u8>)]) {
@@ -174,7 +209,7 @@ mod tests {
     }
 
     fn open(dir: &Path) -> Result<TensorFile> {
-        TensorFile::open(&Folder::open(dir).unwrap(), "model.safetensors")
+        TensorFile::open(&Folder::open(dir).unwrap(), "model.safetensors", Access::Read)
     }
 
     #[test]
@@ -200,10 +235,19 @@ mod tests {
                 ),
             ],
         );
-        let file = open(dir.path()).unwrap();
-        for (name, shape) in [("f32", vec![3]), ("f64", vec![3]), ("f16", vec![1, 3]), ("bf16", vec![3, 1])] {
-            assert_eq!(file.read::<f32>(name, &shape).unwrap(), x, "{name}");
-            assert_eq!(file.read::<f64>(name, &shape).unwrap(), x.map(f64::from), "{name}");
+        for access in [Access::Read, Access::Mapped] {
+            let folder = Folder::open(dir.path()).unwrap();
+            let file = TensorFile::open(&folder, "model.safetensors", access).unwrap();
+            for (name, shape) in
+                [("f32", vec![3]), ("f64", vec![3]), ("f16", vec![1, 3]), ("bf16", vec![3, 1])]
+            {
+                assert_eq!(file.read::<f32>(name, &shape).unwrap(), x, "{name}");
+                assert_eq!(file.read::<f64>(name, &shape).unwrap(), x.map(f64::from), "{name}");
+                let table = file.table::<f32>(name, &shape).unwrap();
+                assert_eq!(table[..], x, "{name}");
+                let stays = matches!(table, Table::Mapped { .. });
+                assert_eq!(stays, access == Access::Mapped && name == "f32", "{name}");
+            }
         }
     }
 
@@ -250,12 +294,42 @@ mod tests {
         longer.push(0);
         std::fs::write(&path, &longer).unwrap();
         assert!(matches!(open(dir.path()), Err(Error::ModelFormat(_))));
-        let huge = br#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,4]}}"#;
-        let mut lying = (huge.len() as u64).to_le_bytes().to_vec();
-        lying.extend_from_slice(huge);
-        lying.extend_from_slice(&[0; 4]);
-        std::fs::write(&path, &lying).unwrap();
-        assert!(matches!(open(dir.path()), Err(Error::ModelFormat(_))));
+    }
+
+    #[test]
+    fn headers_that_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let one = |range: &str| format!(r#"{{"dtype":"F32","shape":[1],"data_offsets":{range}}}"#);
+        for (header, part) in [
+            (
+                r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#.to_string(),
+                "header",
+            ),
+            (format!(r#"{{"a":{},"a":{}}}"#, one("[0,4]"), one("[0,4]")), "a is told of twice"),
+            (format!(r#"{{"a":{},"b":{}}}"#, one("[0,4]"), one("[0,4]")), "header"),
+            (format!(r#"{{"a":{},"b":{}}}"#, one("[0,4]"), one("[8,12]")), "header"),
+            (format!(r#"{{"a":{}}}"#, one("[8,4]")), "header"),
+            (format!(r#"{{"a":{}}}"#, one("[0,4]")), "tells of 4 bytes"),
+        ] {
+            let mut file = (header.len() as u64).to_le_bytes().to_vec();
+            file.extend_from_slice(header.as_bytes());
+            file.extend_from_slice(&[0; 8]);
+            std::fs::write(dir.path().join("model.safetensors"), &file).unwrap();
+            let Err(Error::ModelFormat(text)) = open(dir.path()) else { panic!("{header}") };
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn other_files_under_this_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for (start, part) in
+            [(&b"version https://git-lfs"[..], "git lfs pull"), (b"PK\x03\x04 zip ..", "zip")]
+        {
+            std::fs::write(dir.path().join("model.safetensors"), start).unwrap();
+            let Err(Error::ModelFormat(text)) = open(dir.path()) else { panic!("{part}") };
+            assert!(text.contains(part), "{text}");
+        }
     }
 
     #[test]

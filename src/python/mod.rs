@@ -66,7 +66,7 @@ mod _core {
     #[pymodule_export]
     use super::peak::_peak_gflops;
     #[pymodule_export]
-    use super::text_encoder::PyTextEncoder;
+    use super::text_encoder::{_unit_rows, PyTextEncoder};
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
 
