@@ -7,6 +7,9 @@ gives the same bits on every one of them.
 In masks, ``True`` means *may be attended*, everywhere.
 """
 
+from typing import TYPE_CHECKING
+
+from headwise._attention_links import AttentionLink, AttentionLinks
 from headwise._attention_maps import AttentionMaps
 from headwise._core import (
     Encoder,
@@ -45,7 +48,12 @@ from headwise._errors import (
 from headwise._layers import EncoderOutput
 from headwise._threads import num_threads
 
+if TYPE_CHECKING:
+    from headwise import testing
+
 __all__ = [
+    "AttentionLink",
+    "AttentionLinks",
     "AttentionMaps",
     "DTypeError",
     "Encoder",
@@ -79,4 +87,15 @@ __all__ = [
     "silu",
     "sinusoidal_positions",
     "softmax",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `headwise.testing` when it is asked for: it needs NumPy, which `import headwise` does not load."""
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("headwise.testing")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
