@@ -92,7 +92,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import `headwise.testing` when it is asked for: it needs NumPy, which `import headwise` does not load."""
+    """Import `headwise.testing` when it is asked for: it loads NumPy, `import headwise` does not."""
     if name == "testing":
         import importlib
 

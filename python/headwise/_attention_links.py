@@ -35,6 +35,16 @@ class AttentionLink(NamedTuple):
     weight: float
 
 
+for _field, _text in {
+    "layer": "The layer, counted from 0.",
+    "head": "The head, counted from 0.",
+    "word": "The word that is linked to.",
+    "position": "Its place in `AttentionMaps.words`.",
+    "weight": "How much of the attention it gets, in 0 to 1.",
+}.items():
+    getattr(AttentionLink, _field).__doc__ = _text
+
+
 class AttentionLinks:
     """What each head links one word to, and with which weight.
 

@@ -22,7 +22,7 @@ def tolerance(dtype: npt.DTypeLike, *, head_width: int = 64, keys: int = 2048) -
     Parameters
     ----------
     dtype : dtype
-        float64, float32, float16 or ml_dtypes' bfloat16; the names will do.
+        One of float64, float32, float16 and ml_dtypes' bfloat16; the names will do.
     head_width : int
         E, the width of a head.
     keys : int

@@ -1,0 +1,92 @@
+"""``headwise embed``: embeddings of texts, one a line, streamed in bounded memory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from headwise._cli._common import (
+    add_json,
+    add_model,
+    add_texts,
+    batches,
+    check_texts,
+    load,
+    print_json,
+    read_texts,
+    threads,
+)
+from headwise._cli._progress import count_lines, progress
+from headwise._cli._writers import FORMATS, SUFFIXES, output, writer
+
+if TYPE_CHECKING:
+    from headwise._cli._common import Commands
+
+
+def add(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
+    """Describe the arguments."""
+    parser = commands.add_parser(
+        "embed",
+        help="turn lines of text into embeddings",
+        description="Embed texts, one a line, and write one row for each line, empty lines too. The file "
+        "appears when it is whole. Texts are computed in portions of 32 batches.",
+    )
+    add_texts(parser, "files of one text a line")
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="-",
+        metavar="FILE",
+        help="where to write: .npy, .jsonl or .parquet (with pyarrow); - is stdout (default), as JSON lines",
+    )
+    parser.add_argument("--format", choices=FORMATS, help="the format, where the name does not tell")
+    parser.add_argument("--normalize", action="store_true", help="scale each embedding to length 1")
+    add_model(parser)
+    add_json(parser)
+    return parser
+
+
+def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    """Read, embed, write."""
+    check_texts(options, parser)
+    kind = _kind(options, parser)
+    with threads(options):
+        encoder = load(options.model)
+        dimensions = encoder.get_embedding_dimension()
+        rows = 0
+        with output(options.output, kind) as file, progress(count_lines(options.files)) as advance:
+            out = writer(kind, file, dimensions)
+            for batch in batches(read_texts(options.files, options.field), 32 * options.batch_size):
+                texts = [record.text for record in batch]
+                out.write(
+                    batch,
+                    encoder.encode(
+                        texts, batch_size=options.batch_size, normalize_embeddings=options.normalize
+                    ),
+                )
+                rows += len(batch)
+                advance(len(batch))
+            out.finish()
+    if options.output == "-":
+        return
+    if options.json:
+        print_json({"output": options.output, "format": kind, "texts": rows, "dimensions": dimensions})
+    else:
+        print(f"{options.output}: {rows} texts, {dimensions} dimensions")
+
+
+def _kind(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
+    """Tell the format; refuse what cannot be meant."""
+    to_stdout = options.output == "-"
+    kind = options.format or SUFFIXES.get(PurePath(options.output).suffix.lower())
+    if kind is None and to_stdout:
+        kind = "jsonl"
+    if kind is None:
+        parser.error(f"--output: expected a name that ends in {', '.join(SUFFIXES)}, or --format")
+    if to_stdout and options.json:
+        parser.error("--json describes a file that was written; the embeddings themselves go to stdout here")
+    if to_stdout and kind != "jsonl" and sys.stdout.isatty():
+        parser.error(f"{kind} is not for a terminal: name a file with --output")
+    return str(kind)
