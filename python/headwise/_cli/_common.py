@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -134,6 +133,8 @@ def batches(records: Iterator[Record], size: int) -> Iterator[list[Record]]:
 
 def print_json(value: object) -> None:
     """Print a value as one line of JSON."""
+    import json
+
     print(json.dumps(value, ensure_ascii=False))
 
 
@@ -142,6 +143,8 @@ def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
 
 
 def _record(file: str, number: int, raw: bytes, field: str | None) -> Record:
+    import json
+
     try:
         line = raw.decode()
     except UnicodeDecodeError as error:

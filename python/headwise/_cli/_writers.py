@@ -24,17 +24,14 @@ if TYPE_CHECKING:
 
     Embeddings = npt.NDArray[np.floating[Any]]  # (N, D)
 
-SUFFIXES = {".npy": "npy", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
-FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
-
 
 class Writer(Protocol):
-    """What takes embeddings; the file is whole after ``finish``."""
+    """What takes embeddings. The file is whole after ``close``, which is called after a failure too."""
 
     def write(self, records: Sequence[Record], embeddings: Embeddings) -> None:
         """Take N texts and their embeddings."""
 
-    def finish(self) -> None:
+    def close(self) -> None:
         """Write what comes last."""
 
 
@@ -44,7 +41,7 @@ def writer(kind: str, file: BinaryIO, dimensions: int) -> Writer:
     Parameters
     ----------
     kind : str
-        One of `FORMATS`.
+        "npy", "jsonl" or "parquet".
     file : binary file
         Where to write; .npy is written to seekable files only.
     dimensions : int
@@ -69,7 +66,7 @@ def output(name: str, kind: str) -> Iterator[BinaryIO]:
     name : str
         A path; ``-`` is stdout.
     kind : str
-        One of `FORMATS`.
+        "npy", "jsonl" or "parquet".
 
     Yields
     ------
@@ -133,7 +130,7 @@ class _Npy:
         self._rows += len(embeddings)
         self._file.write(embeddings.astype(self._dtype, order="C", copy=False).data)
 
-    def finish(self) -> None:
+    def close(self) -> None:
         self._file.seek(0)
         self._header(self._rows)
         if self._file.tell() != self._start and self._start != 0:
@@ -170,7 +167,7 @@ class _JsonLines:
             self._file.write(line.encode())
         self._file.flush()
 
-    def finish(self) -> None:
+    def close(self) -> None:
         pass
 
 
@@ -195,5 +192,5 @@ class _Parquet:
         rows = self._arrow.FixedSizeListArray.from_arrays(flat, type=self._type)
         self._writer.write_batch(self._arrow.record_batch([texts, rows], schema=self._schema))
 
-    def finish(self) -> None:
+    def close(self) -> None:
         self._writer.close()

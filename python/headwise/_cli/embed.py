@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
-from pathlib import PurePath
 from typing import TYPE_CHECKING
 
 from headwise._cli._common import (
@@ -18,11 +19,12 @@ from headwise._cli._common import (
     read_texts,
     threads,
 )
-from headwise._cli._progress import count_lines, progress
-from headwise._cli._writers import FORMATS, SUFFIXES, output, writer
 
 if TYPE_CHECKING:
     from headwise._cli._common import Commands
+
+SUFFIXES = {".npy": "npy", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 
 
 def add(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
@@ -50,25 +52,28 @@ def add(commands: Commands[argparse.ArgumentParser]) -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
     """Read, embed, write."""
+    from headwise._cli._progress import count_lines, progress
+    from headwise._cli._writers import output, writer
+
     check_texts(options, parser)
     kind = _kind(options, parser)
     with threads(options):
         encoder = load(options.model)
-        dimensions = encoder.get_embedding_dimension()
-        rows = 0
-        with output(options.output, kind) as file, progress(count_lines(options.files)) as advance:
-            out = writer(kind, file, dimensions)
+        dimensions, rows = encoder.get_embedding_dimension(), 0
+        with (
+            output(options.output, kind) as file,
+            contextlib.closing(writer(kind, file, dimensions)) as out,
+            progress(count_lines(options.files)) as advance,
+        ):
             for batch in batches(read_texts(options.files, options.field), 32 * options.batch_size):
-                texts = [record.text for record in batch]
-                out.write(
-                    batch,
-                    encoder.encode(
-                        texts, batch_size=options.batch_size, normalize_embeddings=options.normalize
-                    ),
+                embeddings = encoder.encode(
+                    [record.text for record in batch],
+                    batch_size=options.batch_size,
+                    normalize_embeddings=options.normalize,
                 )
+                out.write(batch, embeddings)
                 rows += len(batch)
                 advance(len(batch))
-            out.finish()
     if options.output == "-":
         return
     if options.json:
@@ -80,7 +85,7 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 def _kind(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
     """Tell the format; refuse what cannot be meant."""
     to_stdout = options.output == "-"
-    kind = options.format or SUFFIXES.get(PurePath(options.output).suffix.lower())
+    kind = options.format or SUFFIXES.get(os.path.splitext(options.output)[1].lower())
     if kind is None and to_stdout:
         kind = "jsonl"
     if kind is None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headwise._cli._common import CommandError, add_json, load, print_json
@@ -61,6 +59,9 @@ def _installation() -> dict[str, object]:
 
 
 def _model(name: str) -> dict[str, object]:
+    import json
+    from pathlib import Path
+
     from headwise._fetch import find
 
     encoder = load(name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import heapq
 from typing import TYPE_CHECKING
 
 from headwise._cli._common import (
@@ -20,7 +19,6 @@ from headwise._cli._common import (
     read_texts,
     threads,
 )
-from headwise._cli._progress import count_lines, progress
 
 if TYPE_CHECKING:
     from headwise import TextEncoder
@@ -64,7 +62,11 @@ def run(options: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
 
 def _best(encoder: TextEncoder, options: argparse.Namespace) -> list[Match]:
     """Return the k best matches, the best first; of equal ones, the earlier."""
+    import heapq
+
     import numpy as np
+
+    from headwise._cli._progress import count_lines, progress
 
     query = encoder.encode([options.query], normalize_embeddings=True)[0].astype(np.float64)
     best: list[Match] = []
