@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (fetch, embed, similar, attend, info):
         added = command.add(commands)
+        added.allow_abbrev = False  # a new option must not change what an old script means
         added.set_defaults(run=command.run, parser=added)
     return parser
 
