@@ -189,7 +189,8 @@ def test_what_cannot_be_equal():
 
 def test_it_comes_with_the_package_but_is_loaded_on_demand():
     code = (
-        "import sys, headwise; assert 'headwise.testing' not in sys.modules; headwise.testing.tolerance('f4');"
+        "import sys, headwise; assert 'headwise.testing' not in sys.modules; "
+        "headwise.testing.tolerance('f4'); "
         "assert 'pytest' not in sys.modules; headwise.no_such_name"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -48,7 +48,7 @@ class AttentionMaps:
     >>> maps.words
     ('[CLS]', 'a', 'dog', 'ate', 'the', 'food', 'because', 'it', 'was', 'hungry', '[SEP]')
     >>> maps.links("it")[5, 11]
-    AttentionLink(layer=5, head=11, word='dog', position=2, weight=0.60...)
+    AttentionLink(layer=5, head=11, word='dog', position=2, weight=0.599...)
     """
 
     __slots__ = ("_offsets", "_sources", "_starts", "_texts", "_tokens", "_weights", "_word_ids", "_words")
@@ -203,7 +203,7 @@ class AttentionMaps:
         >>> encoder = headwise.TextEncoder.from_pretrained("minilm")
         >>> maps = encoder.attentions("the dog saw the cat")
         >>> maps.links("the", occurrence=1)[0, 0].word
-        'cat'
+        'saw'
         """
         import numpy as np
 

@@ -120,5 +120,5 @@ def _fail(
     what: str, where: npt.NDArray[np.bool_], got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]
 ) -> None:
     at = tuple(int(i) for i in np.argwhere(where)[0])
-    msg = f"{what} at {at}: got {got[at]!r}, want {want[at]!r}"
+    msg = f"{what} at {at}: got {float(got[at])!r}, want {float(want[at])!r}"
     raise AssertionError(msg)
