@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import pytest
 from minilm import minilm_folder
 
 import headwise as hw
-from headwise._cli import _progress, main
+from headwise._cli import _progress, embed, main
 
 pytestmark = pytest.mark.once
 
@@ -259,7 +260,9 @@ def test_a_model_that_was_not_fetched(folder, capsys, monkeypatch):
 
 @pytest.mark.parametrize("tqdm", [True, False])
 def test_progress_is_shown_on_a_terminal_only(folder, capsys, monkeypatch, tqdm):
-    if not tqdm:
+    if tqdm:
+        pytest.importorskip("tqdm")
+    else:
         monkeypatch.setitem(sys.modules, "tqdm", None)
     monkeypatch.setattr(_progress, "_SECONDS", 0.0)
     run(capsys, "embed", "lines.txt", "-o", "out.npy")
@@ -332,6 +335,22 @@ def test_signals_end_it_in_order(folder, number, code, said):
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (code, said)
     assert sorted(path.name for path in folder.iterdir()) == ["lines.jsonl", "lines.txt"]
+
+
+def test_warnings_are_one_line_each(folder, capsys, monkeypatch):
+    class Warns:
+        def get_embedding_dimension(self):
+            return 2
+
+        def encode(self, texts, **_):
+            warnings.warn(f"{len(texts)} texts were cut", stacklevel=2)
+            return np.zeros((len(texts), 2), dtype=np.float32)
+
+    monkeypatch.setattr(embed, "load", lambda _: Warns())
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert main(["embed", "lines.txt", "-o", "out.npy"]) == 0
+    assert capsys.readouterr().err == "headwise: warning: 4 texts were cut\n"
 
 
 def test_output_that_the_terminal_cannot_show():

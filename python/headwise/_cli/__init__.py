@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        with _ended_by_signals():
+        with _ended_by_signals(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             parser = _parser()
             options = parser.parse_args(arguments)
             options.run(options, options.parser)
@@ -81,6 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         added.allow_abbrev = False  # a new option must not change what an old script means
         added.set_defaults(run=command.run, parser=added)
     return parser
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a warning of the library without the line of source that it came from."""
+    _say(f"warning: {message}")
 
 
 def _say(text: str) -> None:

@@ -44,19 +44,19 @@ def attention_reference(
     """Compute scaled dot-product attention in float64, step by step as it is defined.
 
     The arguments mean what they mean to `headwise.scaled_dot_product_attention`; True in a mask = may be
-    attended. The (B, H, L, S) scores are built several times over: this is for small inputs. With H query
-    heads and Hk key heads, query head h reads key head h // (H // Hk).
+    attended. The (B, H, L, S) scores are built several times over: this is for small inputs. B stands for any
+    number of batch axes. With H query heads and Hk key heads, query head h reads key head h // (H // Hk).
 
     Parameters
     ----------
-    query : array_like of shape (*B, H, L, E) or (L, E)
+    query : array_like of shape (B, H, L, E) or (L, E)
         Queries.
-    key : array_like of shape (*B, Hk, S, E) or (S, E)
+    key : array_like of shape (B, Hk, S, E) or (S, E)
         Keys.
-    value : array_like of shape (*B, Hk, S, Ev) or (S, Ev)
+    value : array_like of shape (B, Hk, S, Ev) or (S, Ev)
         Values.
     attn_mask : array_like, optional
-        Booleans or floats that broadcast to (*B, H, L, S). Floats are added to the scores; -inf blocks.
+        Booleans or floats that broadcast to (B, H, L, S). Floats are added to the scores; -inf blocks.
     dropout_p : float
         Only 0: the reference draws nothing.
     is_causal : bool
@@ -65,11 +65,11 @@ def attention_reference(
         Factor of the scores; 1 / sqrt(E) by default.
     enable_gqa : bool, optional
         False refuses H != Hk.
-    key_mask : array_like of shape (*B, S), optional
+    key_mask : array_like of shape (B, S), optional
         Keys that may be attended, booleans or 0 and 1.
-    key_lengths : array_like of shape (*B,), optional
+    key_lengths : array_like of shape B, optional
         Keys j < length may be attended.
-    causal_offset : array_like of shape (*B,) or "bottom_right"
+    causal_offset : array_like of shape B or "bottom_right"
         The offset of `is_causal` and `window`.
     window : (int or None, int or None), optional
         Allow the keys i + offset - left <= j <= i + offset + right.
@@ -82,11 +82,11 @@ def attention_reference(
 
     Returns
     -------
-    out : ndarray of shape (*B, H, L, Ev)
+    out : ndarray of shape (B, H, L, Ev)
         The result, float64; (L, Ev) for one head. Rows with no allowed key are exactly 0.
-    weights : ndarray of shape (*B, H, L, S)
+    weights : ndarray of shape (B, H, L, S)
         If asked for; rows with no allowed key are exactly 0.
-    lse : ndarray of shape (*B, H, L)
+    lse : ndarray of shape (B, H, L)
         If asked for; -inf where no key is allowed.
 
     Raises
