@@ -6,6 +6,7 @@ Most tests call ``main`` in this process; those of signals, pipes and imports st
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -169,6 +170,7 @@ def test_places_that_cannot_be_written(folder, capsys):
         ([], "COMMAND"),
         (["embed", "lines.txt", "-o", "out.xyz"], ".npy, .jsonl"),
         (["embed", "lines.jsonl"], "--field"),
+        (["embed", "lines.txt", "-o", "./lines.txt", "--format", "npy"], "would be replaced"),
         (["embed", "-", "-"], "stdin"),
         (["embed", "lines.txt", "--json"], "--json"),
         (["embed", "lines.txt", "--threads", "0"], "at least 1, got '0'"),
@@ -351,6 +353,20 @@ def test_warnings_are_one_line_each(folder, capsys, monkeypatch):
         warnings.simplefilter("always")
         assert main(["embed", "lines.txt", "-o", "out.npy"]) == 0
     assert capsys.readouterr().err == "headwise: warning: 4 texts were cut\n"
+
+
+def test_streams_that_are_closed_or_full(folder):
+    def shell(line):
+        return subprocess.run(["sh", "-c", f"{shlex.join(COMMAND)} {line}"], capture_output=True, text=True)
+
+    assert (shell("embed lines.txt -o out.npy >&- 2>&-").returncode, np.load("out.npy").shape) == (
+        0,
+        (4, 384),
+    )
+    closed = shell("embed <&-")
+    assert (closed.returncode, closed.stderr) == (1, "headwise: stdin is closed; name a file\n")
+    full = shell("info --json >/dev/full")
+    assert (full.returncode, full.stderr) == (1, "headwise: No space left on device\n")
 
 
 def test_output_that_the_terminal_cannot_show():

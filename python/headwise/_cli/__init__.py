@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     SystemExit
         For a wrong call (2), and after help and version (0).
     """
+    # Python has None for streams that the caller closed.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - open until the process ends
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # A terminal or pipe that is not UTF-8 gets escapes for what it cannot show.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -67,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(str(error))
         return FAILURE
     except OSError as error:
-        _say(f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error))
+        _say(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
         return FAILURE
     return 0
 

@@ -139,7 +139,12 @@ def print_json(value: object) -> None:
 
 
 def _opened(name: str) -> contextlib.AbstractContextManager[BinaryIO]:
-    return contextlib.nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb")
+    if name != "-":
+        return open(name, "rb")
+    if sys.stdin is None:  # the caller closed it
+        msg = "stdin is closed; name a file"
+        raise CommandError(msg)
+    return contextlib.nullcontext(sys.stdin.buffer)
 
 
 def _record(file: str, number: int, raw: bytes, field: str | None) -> Record:

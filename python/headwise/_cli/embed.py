@@ -90,8 +90,18 @@ def _kind(options: argparse.Namespace, parser: argparse.ArgumentParser) -> str:
         kind = "jsonl"
     if kind is None:
         parser.error(f"--output: expected a name that ends in {', '.join(SUFFIXES)}, or --format")
+    if any(_same_file(options.output, file) for file in options.files):
+        parser.error(f"--output: {options.output} is one of the files to read, and would be replaced")
     if to_stdout and options.json:
         parser.error("--json describes a file that was written; the embeddings themselves go to stdout here")
     if to_stdout and kind != "jsonl" and sys.stdout.isatty():
         parser.error(f"{kind} is not for a terminal: name a file with --output")
     return str(kind)
+
+
+def _same_file(output: str, file: str) -> bool:
+    return (
+        "-" not in (output, file)
+        and all(map(os.path.isfile, (output, file)))
+        and os.path.samefile(output, file)
+    )
