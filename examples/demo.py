@@ -37,28 +37,14 @@ def print_similarities(encoder: headwise.TextEncoder) -> None:
 
 
 def print_links(encoder: headwise.TextEncoder) -> None:
-    """Print the word that each head attends to most from WORD, and how strongly."""
-    maps = encoder.attentions(LOOKED_INTO)
-    query = maps.tokens.index(WORD)
+    """Print the word that each head links WORD to, and how strongly."""
     # Heads with nothing to say rest on [CLS], [SEP] or the word itself: links are to the other words.
-    words = [at for at, word in enumerate(maps.words) if word is not None and at != query]
-    weights = maps.to_numpy()[:, :, query]  # layers, heads, tokens
-    links = weights[:, :, words]
-    strongest = links.argmax(axis=-1)
-
-    def link(layer: int, head: int) -> str:
-        at = strongest[layer, head]
-        return f"{maps.tokens[words[at]]} {links[layer, head, at]:.2f}"
-
-    print(f'\n"{LOOKED_INTO}": the word that each head links "{WORD}" to, and its weight\n')
-    layers = range(weights.shape[0])
-    print("         " + "".join(f"{f'layer {layer}':<14}" for layer in layers).rstrip())
-    for head in range(weights.shape[1]):
-        print(f"head {head:>2}  " + "".join(f"{link(layer, head):<14}" for layer in layers).rstrip())
-
+    links = encoder.attentions(LOOKED_INTO).links(WORD)
+    print(f'\n"{LOOKED_INTO}":\n{links}')
     print("\nCounted from 0:")
     for layer, head in SHOWN_LINKS:
-        print(f"  layer {layer} head {head:>2}: {WORD} -> {link(layer, head)}")
+        link = links[layer, head]
+        print(f"  layer {layer} head {head:>2}: {WORD} -> {link.word} {link.weight:.2f}")
 
 
 def main() -> None:

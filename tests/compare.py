@@ -1,9 +1,9 @@
 """How tests compare: by bits, or by the root mean square of the error over that of the truth."""
 
 import numpy as np
-from reference import attention_reference
 
 import headwise as hw
+from headwise.testing import assert_same_bits, attention_reference
 
 
 def rms_relative(got, want):
@@ -12,31 +12,6 @@ def rms_relative(got, want):
     assert got.shape == want.shape
     assert got.size > 0
     return float(np.sqrt(np.mean((got - want) ** 2)) / np.sqrt(np.mean(want**2)))
-
-
-def same_bits(one, other):
-    """Say whether two arrays have the same dtype, shape and bits; every NaN equals every NaN."""
-    one, other = np.asarray(one), np.asarray(other)
-    if one.dtype != other.dtype or one.shape != other.shape:
-        return False
-    word = {2: np.uint16, 4: np.uint32, 8: np.uint64}[one.dtype.itemsize]
-    nan = np.isnan(one)
-    equal = np.ascontiguousarray(one).view(word) == np.ascontiguousarray(other).view(word)
-    return bool(np.array_equal(nan, np.isnan(other)) and np.all(equal | nan))
-
-
-def assert_same_bits(one, other):
-    """Fail, saying where and how far, unless two arrays have the same bits."""
-    one, other = np.asarray(one), np.asarray(other)
-    assert one.dtype == other.dtype
-    assert one.shape == other.shape
-    if not same_bits(one, other):
-        differ = np.argwhere(~((one == other) | (np.isnan(one) & np.isnan(other))))
-        where = f"first at {tuple(differ[0])}" if len(differ) else "in the sign of a zero"
-        gap = np.nanmax(np.abs(np.float64(one) - np.float64(other)))
-        raise AssertionError(
-            f"bits differ in {len(differ)} of {one.size} elements, {where}; largest gap {gap:.3g}"
-        )
 
 
 def normals(rng, *shape, dtype="float32"):

@@ -1,23 +1,14 @@
-"""The naive float64 twin of the functions of headwise, in plain NumPy.
+"""The naive float64 twins of the functions of headwise, in plain NumPy.
 
-Everything here is written for reading, not for speed: the L x S matrix is built, masks are boolean arrays,
-and each step is one line of the definition
-
-    scores = scale * q @ k.T          (L, S), per batch and head
-    capped = softcap * tanh(scores / softcap)
-    masked = where(allowed, capped + bias, -inf)
-    weights = exp(masked - max) / sum(exp(masked - max)), 0 where nothing is allowed
-    out = weights @ v                 (L, Ev), blocked values left out by selection, never by 0 * v
-
-Letters: B batch axes, H query heads, Hk key and value heads, L query length, S key length, E and Ev head
-widths. The layers are in `reference_layers.py`.
+Everything here is written for reading, not for speed. The twin of attention and of its masks is public and
+lives in `headwise.testing`; test_reference.py judges it, too. The layers are in `reference_layers.py`.
 """
 
 import math
 
 import numpy as np
 
-F32_MAX = float(np.finfo(np.float32).max)
+from headwise.testing._masks import allowed_reference
 
 
 def as_f64(x):
@@ -26,62 +17,6 @@ def as_f64(x):
 
 
 # --- masks --------------------------------------------------------------------------------------------------
-
-
-def _column(values, batch):
-    """Return values of shape (B,) as int64 (*B, 1, 1, 1), broadcast over the batch axes."""
-    return np.broadcast_to(np.asarray(values, dtype=np.int64), batch)[..., None, None, None]
-
-
-def split_mask(attn_mask):
-    """Split a mask into (allowed, bias): booleans allow where True, floats are added and block at -inf.
-
-    A float64 value below float32's range blocks as -inf does.
-    """
-    mask = np.asarray(attn_mask)
-    if mask.dtype == bool:
-        return mask, np.zeros(mask.shape)
-    bias = as_f64(mask)
-    allowed = ~(bias < -F32_MAX)  # NaN stays allowed: it propagates
-    return allowed, np.where(allowed, bias, 0.0)
-
-
-def allowed_reference(
-    batch,
-    length,
-    keys,
-    *,
-    attn_mask=None,
-    key_mask=None,
-    key_lengths=None,
-    is_causal=False,
-    causal_offset=0,
-    window=None,
-):
-    """Return the boolean array (*B, 1 or H, L, S) that all constraints together mean: they are ANDed."""
-    rows = np.arange(length)[:, None]
-    cols = np.arange(keys)[None, :]
-    if isinstance(causal_offset, str):
-        assert causal_offset == "bottom_right"
-        causal_offset = (np.asarray(key_lengths) if key_lengths is not None else keys) - length
-    at = rows + _column(causal_offset, batch)  # the key position that each query stands at
-    allowed = np.ones((*batch, 1, length, keys), dtype=bool)
-    if is_causal:
-        allowed = allowed & (cols <= at)
-    if window is not None:
-        left, right = window
-        if left is not None:
-            allowed = allowed & (cols >= at - left)
-        if right is not None:
-            allowed = allowed & (cols <= at + right)
-    if key_lengths is not None:
-        allowed = allowed & (cols < _column(key_lengths, batch))
-    if key_mask is not None:
-        named = np.asarray(key_mask).astype(bool)
-        allowed = allowed & np.broadcast_to(named, (*batch, keys))[..., None, None, :]
-    if attn_mask is not None:
-        allowed = allowed & split_mask(attn_mask)[0]
-    return allowed
 
 
 def allowed_mask_reference(L, S, **masks):
@@ -95,87 +30,6 @@ def allowed_mask_reference(L, S, **masks):
     if masks.get("attn_mask") is not None:
         batch = np.broadcast_shapes(batch, np.shape(masks["attn_mask"])[:-3])
     return allowed_reference(batch, L, S, **masks)
-
-
-# --- attention ----------------------------------------------------------------------------------------------
-
-
-def _weighted_sum(weights, allowed, value):
-    """Return weights @ value where a blocked value leaves no trace even if it is NaN or inf."""
-    finite = np.isfinite(value)
-    out = weights @ np.where(finite, value, 0.0)
-    for j in np.flatnonzero(~finite.all(axis=(*range(value.ndim - 2), value.ndim - 1))):
-        odd = np.where(finite[..., j, :], 0.0, value[..., j, :])[..., None, :]  # (B, H, 1, Ev)
-        here = allowed[..., j][..., None] & ~finite[..., j, :][..., None, :]
-        out = out + np.where(here, weights[..., j][..., None] * odd, 0.0)
-    return out
-
-
-def attention_reference(
-    query,
-    key,
-    value,
-    attn_mask=None,
-    dropout_p=0.0,
-    is_causal=False,
-    *,
-    scale=None,
-    enable_gqa=None,
-    key_mask=None,
-    key_lengths=None,
-    causal_offset=0,
-    window=None,
-    softcap=None,
-    return_weights=False,
-    return_lse=False,
-):
-    """Return scaled dot-product attention in float64; the arguments are those of the public function.
-
-    `scale=None` is 1 / sqrt(E). Results are `out`, `(out, weights)`, `(out, lse)` or `(out, weights, lse)`.
-    """
-    assert dropout_p == 0.0, "the reference draws nothing"
-    q, k, v = as_f64(query), as_f64(key), as_f64(value)
-    one_head = q.ndim == 2
-    if one_head:
-        q, k, v = q[None], k[None], v[None]
-    heads, length, width = q.shape[-3:]
-    kv_heads, keys = k.shape[-3:-1]
-    assert enable_gqa is not False or heads == kv_heads
-    k = np.repeat(k, heads // kv_heads, axis=-3)  # kv head = h // (H // Hk)
-    v = np.repeat(v, heads // kv_heads, axis=-3)
-    batch = np.broadcast_shapes(q.shape[:-3], k.shape[:-3], v.shape[:-3])
-    q, k, v = (np.broadcast_to(x, (*batch, *x.shape[-3:])) for x in (q, k, v))
-    scale = 1.0 / math.sqrt(width) if scale is None else scale
-
-    allowed = allowed_reference(
-        batch,
-        length,
-        keys,
-        attn_mask=attn_mask,
-        key_mask=key_mask,
-        key_lengths=key_lengths,
-        is_causal=is_causal,
-        causal_offset=causal_offset,
-        window=window,
-    )
-    allowed = np.broadcast_to(allowed, (*batch, heads, length, keys))
-    with np.errstate(all="ignore"):  # NaN, inf and -inf are part of the definition here
-        raw = scale * (q @ np.swapaxes(k, -1, -2))
-        capped = raw if softcap is None else softcap * np.tanh(raw / softcap)
-        biased = capped if attn_mask is None else capped + split_mask(attn_mask)[1]
-        masked = np.where(allowed, biased, -np.inf)
-        some = allowed.any(axis=-1, keepdims=True)
-        top = np.max(masked, axis=-1, keepdims=True, initial=-np.inf)
-        p = np.where(allowed, np.exp(masked - np.where(some, top, 0.0)), 0.0)
-        total = p.sum(axis=-1, keepdims=True)
-        weights = np.where(allowed, p / np.where(some, total, 1.0), 0.0)
-        out = np.where(some, _weighted_sum(weights, allowed, v), 0.0)
-        lse = np.where(some, top + np.log(np.where(some, total, 1.0)), -np.inf)[..., 0]
-    shown = {"raw": raw, "capped": capped, "masked": masked}.get(return_weights, weights)
-    if one_head:
-        out, shown, lse = out[..., 0, :, :], shown[..., 0, :, :], lse[..., 0, :]
-    answer = (out,) + ((shown,) if return_weights else ()) + ((lse,) if return_lse else ())
-    return answer if len(answer) > 1 else out
 
 
 # --- small functions ----------------------------------------------------------------------------------------

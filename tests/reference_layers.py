@@ -14,13 +14,14 @@ from reference import (
     ACTIVATIONS,
     alibi_slopes_reference,
     as_f64,
-    attention_reference,
     layer_norm_reference,
     linear_reference,
     rms_norm_reference,
     rotary_reference,
     sinusoidal_positions_reference,
 )
+
+from headwise.testing import attention_reference
 
 
 def part(state, prefix):

@@ -10,9 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from compare import assert_same_bits, check, normals, qkv, rms_relative
-from reference import attention_reference
 
 import headwise as hw
+from headwise.testing import attention_reference
 
 LENGTHS = (1, 15, 16, 17, 63, 64, 65, 129, 1000)
 WIDTHS = (1, 3, 32, 64, 80)

@@ -4,9 +4,10 @@ import numpy as np
 from compare import assert_same_bits, qkv
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import allowed_mask_reference, attention_reference
+from reference import allowed_mask_reference
 
 import headwise as hw
+from headwise.testing import attention_reference
 
 
 @st.composite

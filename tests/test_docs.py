@@ -1,11 +1,14 @@
 """The examples of README.md, of the documentation and of every public docstring run, and print what they say.
 
-The ``pycon`` blocks of a page are one session, in order. Pages that load MiniLM need it fetched, as
-``make test`` does.
+The ``pycon`` blocks of a page are one session, in order; so are the ``console`` blocks of the page about the
+command line. Pages that load MiniLM need it fetched, as ``make test`` does.
 """
 
 import doctest
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +50,34 @@ def test_page(path):
     run(session(path))
 
 
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def test_command_line_page(tmp_path):
+    """Run each command in a shell; ``cat FILE`` makes the file that it shows."""
+    for name, module in (("headwise", "-m headwise"), ("python", "")):
+        script = tmp_path / "bin" / name
+        script.parent.mkdir(exist_ok=True)
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" {module} "$@"\n')
+        script.chmod(0o755)
+    # The instruction set may be forced on the tests; what is printed is the same on each of them.
+    env = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    checker, ran = doctest.OutputChecker(), 0
+    for block in CONSOLE.finditer((ROOT / "docs" / "command_line.md").read_text()):
+        for session in block.group(1).removeprefix("$ ").split("\n$ "):
+            command, _, want = session.rstrip("\n").partition("\n")
+            if command.startswith("cat "):
+                (tmp_path / command.removeprefix("cat ")).write_text(want + "\n")
+                continue
+            got = subprocess.run(
+                command, shell=True, cwd=tmp_path, env=env, text=True, check=False,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            ).stdout  # fmt: skip
+            assert checker.check_output(want + "\n", got, OPTIONS), f"$ {command}\n{got}"
+            ran += 1
+    assert ran > 10
+
+
 @pytest.mark.parametrize("name", list(public_names(headwise)))
 def test_docstring(name):
     value = headwise
@@ -62,4 +93,5 @@ def test_docstring(name):
 def test_every_public_name_is_in_the_reference():
     page = (ROOT / "docs" / "api.md").read_text()
     listed = set(re.findall(r"^ *([A-Za-z_][\w.]*)$", page, re.MULTILINE))
-    assert {name for name in headwise.__all__ if not name.startswith("__")} <= listed
+    names = {name for name in headwise.__all__ if not name.startswith("__")} - {"testing"}
+    assert names | set(headwise.testing.__all__) <= listed

@@ -6,9 +6,10 @@ True allows, everywhere; a float mask is added and blocks at -inf; all constrain
 import numpy as np
 import pytest
 from compare import assert_same_bits, check, normals, qkv, rms_relative
-from reference import allowed_mask_reference, attention_reference
+from reference import allowed_mask_reference
 
 import headwise as hw
+from headwise.testing import attention_reference
 
 sdpa = hw.scaled_dot_product_attention
 

@@ -21,9 +21,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx.backend.test.runner import Runner
-from reference import attention_reference
 
 import headwise as hw
+from headwise.testing import attention_reference
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # making the cases overflows on purpose, in onnx's own code

@@ -8,14 +8,16 @@ import pytest
 import reference
 from test_torch_golden import golden
 
+from headwise.testing import attention_reference
+
 pytestmark = pytest.mark.once
 
 TWINS = {
-    "attention": reference.attention_reference,
-    "attention_causal": lambda *a: reference.attention_reference(*a, is_causal=True),
-    "attention_scale": lambda *a: reference.attention_reference(*a, scale=0.9),
-    "attention_gqa": reference.attention_reference,
-    "attention_bias": reference.attention_reference,
+    "attention": attention_reference,
+    "attention_causal": lambda *a: attention_reference(*a, is_causal=True),
+    "attention_scale": lambda *a: attention_reference(*a, scale=0.9),
+    "attention_gqa": attention_reference,
+    "attention_bias": attention_reference,
     "softmax": reference.softmax_reference,
     "layer_norm": reference.layer_norm_reference,
     "rms_norm": reference.rms_norm_reference,
@@ -65,7 +67,7 @@ def test_attention_by_hand(rng):
         allowed[i, j] = at - 4 <= j <= at + 3 and j <= at and key_mask[j] and j < 9 and bias[i, j] > -np.inf
     allowed[4] = False
     bias[4] = -np.inf
-    out, lse = reference.attention_reference(
+    out, lse = attention_reference(
         q, k, v, bias, is_causal=True, scale=0.7, key_mask=key_mask, key_lengths=9, causal_offset=2,
         window=(4, 3), softcap=1.5, return_lse=True,
     )  # fmt: skip
@@ -79,14 +81,12 @@ def test_poisoned_values_by_hand(rng):
     q, k, v = rng.standard_normal((3, 4)), rng.standard_normal((5, 4)), rng.standard_normal((5, 2))
     v[2, 0], v[3] = np.inf, np.nan
     mask = np.array([[1, 1, 1, 0, 1], [1, 1, 0, 0, 1], [1, 1, 1, 1, 1]], dtype=bool)
-    out = reference.attention_reference(q, k, v, mask)
+    out = attention_reference(q, k, v, mask)
     assert np.isposinf(out[0, 0])
     assert np.isfinite(out[0, 1])
     assert np.isfinite(out[1]).all()
     assert np.isnan(out[2]).all()
-    np.testing.assert_allclose(
-        out[1], reference.attention_reference(q[1:2], k[[0, 1, 4]], v[[0, 1, 4]])[0], rtol=1e-14
-    )
+    np.testing.assert_allclose(out[1], attention_reference(q[1:2], k[[0, 1, 4]], v[[0, 1, 4]])[0], rtol=1e-14)
 
 
 @pytest.mark.parametrize("interleaved", [False, True])

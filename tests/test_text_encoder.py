@@ -248,7 +248,7 @@ def test_attention_maps_against_float64(encoder, encoder64):
 def test_attention_maps_tell_of_words_and_pairs(encoder):
     maps = encoder.attentions("Dogs tokenizing", "it's")
     assert list(maps.tokens) == ["[CLS]", "dogs", "token", "##izing", "[SEP]", "it", "'", "s", "[SEP]"]
-    assert list(maps.words) == [None, 0, 1, 1, None, 0, 1, 2, None]
+    assert list(maps.word_ids) == [None, 0, 1, 1, None, 0, 1, 2, None]
     assert (maps.num_layers, maps.num_heads) == (6, 12)
     assert np.array_equal(maps[2, 3], maps.to_numpy()[2, 3])
     assert "6 layers" in repr(maps)

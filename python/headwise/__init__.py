@@ -7,6 +7,9 @@ gives the same bits on every one of them.
 In masks, ``True`` means *may be attended*, everywhere.
 """
 
+from typing import TYPE_CHECKING
+
+from headwise._attention_links import AttentionLink, AttentionLinks
 from headwise._attention_maps import AttentionMaps
 from headwise._core import (
     Encoder,
@@ -46,7 +49,12 @@ from headwise._layers import EncoderOutput
 from headwise._text_encoder import TextEncoder
 from headwise._threads import num_threads
 
+if TYPE_CHECKING:
+    from headwise import testing
+
 __all__ = [
+    "AttentionLink",
+    "AttentionLinks",
     "AttentionMaps",
     "DTypeError",
     "EncodeInfo",
@@ -82,4 +90,15 @@ __all__ = [
     "silu",
     "sinusoidal_positions",
     "softmax",
+    "testing",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import `headwise.testing` when it is asked for: it loads NumPy, `import headwise` does not."""
+    if name == "testing":
+        import importlib
+
+        return importlib.import_module("headwise.testing")
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
