@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def make_command(argv: list[str]) -> str:
-    """Return what somebody types to repeat this run; `make bench` itself gives ``--forms`` and ``--write``."""
+    """Return what repeats this run; `make bench` itself gives ``--forms`` and ``--write``."""
     kept = list(argv)
     for option in ("--forms", "--write"):
         if option in kept:

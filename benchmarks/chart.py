@@ -8,14 +8,15 @@ and green (Okabe and Ito's), and every contestant has a shape of its own as well
 from collections.abc import Sequence
 from html import escape
 
+from benchmarks.report import threads_of
 from benchmarks.results import OURS, Result, contestants
 
 WIDTH, LABELS, RIGHT = 900, 330, 30
 """Of the whole, of the names of the work on the left, and of what is free on the right."""
 LINE, TOP, BOTTOM = 26, 78, 44
 """Height of a row, of title and legend, of the axis."""
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f7f7f")
-"""Of headwise and its peers in the order of appearance; from the seventh on they repeat, in other shapes."""
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#7f7f7f", "#56b4e9")
+"""Of headwise and its peers in the order of appearance; then they repeat."""
 SHAPES = (
     "M-7 0A7 7 0 1 0 7 0A7 7 0 1 0-7 0Z",  # disc
     "M-5-5H5V5H-5Z",  # square
@@ -50,7 +51,7 @@ def svg(results: Sequence[Result], threads: int) -> str:
     """Return the chart of a run."""
     everybody = contestants(results)
     bottom = TOP + LINE * len(results)
-    title = f"Share of the machine's limit, float32, {threads} thread{'' if threads == 1 else 's'}"
+    title = f"Share of the machine's limit, float32, {threads_of(threads)}"
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {bottom + BOTTOM}" role="img" '
         f'aria-label="{escape(title)}">',
@@ -76,7 +77,7 @@ def _legend(everybody: Sequence[str]) -> list[str]:
             _mark(everybody, name, x, 52),
             f'<text{css} x="{x + 13:.1f}" y="56.5">{escape(name)}</text>',
         ]
-        x += 42 + 7.4 * len(name)
+        x += 46 + 7.4 * len(name)
     return parts
 
 

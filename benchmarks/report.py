@@ -55,8 +55,8 @@ def markdown_table(results: Sequence[Result]) -> str:
 
 def speed_section(results: Sequence[Result], facts: Mapping[str, str], chart: str) -> str:
     """Return the generated part about speed: the machine, the chart and the table."""
-    threads = facts["threads"]
-    title = f"## Speed on {threads} thread{'' if threads == '1' else 's'}"
+    threads = threads_of(int(facts["threads"]))
+    title = f"## Speed, {threads}"
     return "\n\n".join(
         [title, facts_list(facts), f"![{chart_alt(threads)}]({chart})", markdown_table(results)]
     )
@@ -64,7 +64,12 @@ def speed_section(results: Sequence[Result], facts: Mapping[str, str], chart: st
 
 def chart_alt(threads: str) -> str:
     """Return what a reader who cannot see the chart is told."""
-    return f"Share of the machine's limit that each library reaches on {threads} thread(s), as in the table"
+    return f"Share of the machine's limit that each library reaches ({threads}), as in the table"
+
+
+def threads_of(threads: int) -> str:
+    """Return the number of threads in words."""
+    return f"{threads} thread{'' if threads == 1 else 's'}"
 
 
 def facts_list(facts: Mapping[str, str]) -> str:
@@ -78,7 +83,7 @@ def replace_block(page: str, name: str, body: str) -> str:
     A block stands between ``<!-- begin NAME ... -->`` and ``<!-- end NAME -->``.
     """
     begin, end = f"<!-- begin {name}: written by `make bench` -->", f"<!-- end {name} -->"
-    block = f"{begin}\n{body.strip()}\n{end}"
+    block = f"{begin}\n\n{body.strip()}\n\n{end}"
     pattern = re.compile(rf"<!-- begin {re.escape(name)}\b[^\n]*-->\n.*?{re.escape(end)}", re.DOTALL)
     replaced, count = pattern.subn(lambda _: block, page)
     if count > 1:

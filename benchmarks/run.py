@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,38 +22,38 @@ from headwise._fetch import fetched
 AVX2_ROW = "MiniLM 32 x 128"
 
 
+PROCESSES: dict[str, tuple[str, Callable[[peers.Setup], str]]] = {
+    "cold_start": ("Cold start", fresh.cold_start),
+    "memory": ("Memory", fresh.memory),
+    "callers": (f"{CALLERS} Python threads that call at once", callers),
+}
+"""What is measured beside the table: the option and the block's name, the title, the function."""
+
+
 def run(options: argparse.Namespace) -> None:
     """Measure, print and write."""
     hw.set_num_threads(options.threads)
     setup = make_setup(options)
-    whole = not (options.only or options.rows) and set(peers.PACKAGES) == setup.peers
+    some_rows = bool(options.only or options.rows)
+    whole = not some_rows and set(peers.PACKAGES) == setup.peers
     page = Page(options.write if whole else None)
-    parts = {"cold_start": options.cold_start, "memory": options.memory, "callers": options.callers}
-    everything = not any(parts.values())
-    if everything or options.only:
+    chosen = [name for name in PROCESSES if getattr(options, name)]
+    if some_rows or not chosen:
         table(options, setup, page)
-        everything = everything and not (options.only or options.rows)
-    suffix = f"-{options.threads}"
-    if everything or options.cold_start:
-        page.put("cold-start" + suffix, f"### Cold start\n\n{fresh.cold_start(setup)}")
-    if everything or options.memory:
-        page.put("memory" + suffix, f"### Memory\n\n{fresh.memory(setup)}")
-    if everything or options.callers:
-        page.put("callers" + suffix, f"### {CALLERS} Python threads\n\n{callers(setup)}")
+    for name in PROCESSES if not (some_rows or chosen) else chosen:
+        title, measured = PROCESSES[name]
+        body = f"### {title}, {report.threads_of(options.threads)}\n\n{measured(setup)}"
+        print(f"\n{body}", flush=True)
+        page.blocks[f"{name.replace('_', '-')}-{options.threads}"] = body
     page.write()
 
 
 class Page:
-    """The page of the documentation: blocks are printed at once and written at the end."""
+    """The generated blocks of the documentation's page, collected and written at the end."""
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
         self.blocks: dict[str, str] = {}
-
-    def put(self, name: str, body: str) -> None:
-        """Print a block, and keep it for the page."""
-        print(f"\n{body}", flush=True)
-        self.blocks[name] = body
 
     def write(self) -> None:
         """Write the blocks into the page."""
