@@ -43,7 +43,7 @@ text { font: 13px system-ui, sans-serif; fill: #24292f; }
 
 
 def position(share: float) -> float:
-    """Return the x of a share of the limit; beyond 105 % (a disturbed peak loop) a mark stays at the edge."""
+    """Return the x of a share of the limit; beyond 105 % (a busy machine) a mark stays at the edge."""
     return LABELS + (WIDTH - LABELS - RIGHT) * min(share, 1.05) / 1.05
 
 

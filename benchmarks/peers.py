@@ -60,6 +60,3 @@ def hold_threads(threads: int) -> None:
     """Tell the libraries that are yet to be loaded how many threads to use."""
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)
-    # Intel's OpenMP, in CTranslate2, lets idle workers spin for 200 ms: `measure.PAUSE` would be too short.
-    # Within a burst the next call comes after microseconds, so that this takes nothing away from it.
-    os.environ.setdefault("KMP_BLOCKTIME", "5")

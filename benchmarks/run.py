@@ -103,6 +103,8 @@ def table(options: argparse.Namespace, setup: peers.Setup, page: Page) -> None:
     if not results:
         sys.exit(f"no row's name contains {options.rows!r}")
     print(f"\n{report.text_table(results)}")
+    if warning := report.disturbed(results):
+        print(f"\n{warning}")
     if options.json:
         save(results, options.json)
     if page.path is not None:
