@@ -57,9 +57,9 @@ def main() -> None:
 
 
 def make_command(argv: list[str]) -> str:
-    """Return what repeats this run; `make bench` itself gives ``--forms`` and ``--write``."""
+    """Return what repeats this run, without the places of files: `make bench` knows them."""
     kept = list(argv)
-    for option in ("--forms", "--write"):
+    for option in ("--forms", "--write", "--json"):
         if option in kept:
             del kept[kept.index(option) : kept.index(option) + 2]
     return f'make bench BENCH_OPTIONS="{shlex.join(kept)}"' if kept else "make bench"

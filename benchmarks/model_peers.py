@@ -86,8 +86,10 @@ def torch_forward(setup: Setup) -> Forward:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forward(ids: Ids, mask: Ids) -> Array:
-        tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        return np.asarray(model(**tensors).last_hidden_state)
+        # Without a mask, PyTorch need not look for what is masked.
+        masked = None if mask.all() else torch.from_numpy(mask)
+        output = model(input_ids=torch.from_numpy(ids), attention_mask=masked)
+        return np.asarray(output.last_hidden_state)
 
     return partial(forward)
 
