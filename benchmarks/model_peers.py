@@ -4,6 +4,7 @@ Everybody computes in float32 (OpenVINO's default would be bfloat16 where the CP
 of threads; all other settings are the peers' defaults.
 """
 
+import importlib.util
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, TypeAlias
@@ -34,7 +35,7 @@ class Models:
 
     def forwards(self) -> dict[str, Forward]:
         """Return each peer's forward pass."""
-        return {name: forward for name, forward in self._engines.items() if name in self.setup.peers}
+        return self._engines
 
     def embedders(self) -> dict[str, Embed]:
         """Return each peer's way from texts to embeddings.
@@ -52,12 +53,13 @@ class Models:
 
     @cached_property
     def _engines(self) -> dict[str, Forward]:
-        load = {
-            "torch": torch_forward,
+        load: dict[str, Callable[[Setup], Forward]] = {
             "onnxruntime": onnxruntime_forward,
             "openvino": openvino_forward,
             "ctranslate2": ctranslate2_forward,
         }
+        if importlib.util.find_spec("transformers") is not None:  # PyTorch alone knows no BERT
+            load = {"torch": torch_forward, **load}
         return {name: make(self.setup) for name, make in load.items() if name in self.setup.peers}
 
     @cached_property
@@ -84,14 +86,14 @@ def torch_forward(setup: Setup) -> Forward:
 
     model = AutoModel.from_pretrained(setup.minilm).eval()
 
-    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def forward(ids: Ids, mask: Ids) -> Array:
         # Without a mask, PyTorch need not look for what is masked.
         masked = None if mask.all() else torch.from_numpy(mask)
-        output = model(input_ids=torch.from_numpy(ids), attention_mask=masked)
+        with torch.inference_mode():
+            output = model(input_ids=torch.from_numpy(ids), attention_mask=masked)
         return np.asarray(output.last_hidden_state)
 
-    return partial(forward)
+    return forward
 
 
 def onnxruntime_forward(setup: Setup) -> Forward:

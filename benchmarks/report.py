@@ -8,8 +8,8 @@ from benchmarks.results import OURS, Result, contestants
 FIXED = ("limit", OURS, "% of limit")
 LAST = "ratio to the best"
 BEYOND = 1.05
-"""A share above which the limit must have been measured while others used the core. Calls that read may come a
-little above 1, from what a cache still holds."""
+"""A share above which the limit must have been measured while others used the core. Calls that read may come
+a little above 1, from what a cache still holds."""
 
 
 def header(peers: Sequence[str]) -> list[str]:
