@@ -16,16 +16,20 @@ PY := $(VENV)/bin/python
 # Interpreters to try, the first that is new enough is taken; `make PYTHON=/usr/bin/python3.13 test` names one.
 PYTHON ?=
 PYTHONS := $(or $(PYTHON),python3 python python3.14 python3.13 python3.12 python3.11)
-# `make bench BENCH_PYTHON=... BENCH_OPTIONS=...`: an interpreter that has torch, and options of benchmarks/bench.py.
-BENCH_PYTHON ?= $(PY)
+# `make bench`: the folder of the peers (made by `make bench-peers`), an interpreter that has them if it is another than
+# that folder's, options of benchmarks/bench.py, and the page that a whole run is written into (empty: none).
+BENCH_PEERS ?= target/bench-peers
+BENCH_PYTHON ?= $(or $(wildcard $(BENCH_PEERS)/bin/python),$(PY))
 BENCH_OPTIONS ?=
+BENCH_PAGE ?= docs/performance.md
+BENCH_PATH := PYTHONPATH=target/bench:.
 # More options for pytest, for instance PYTEST_OPTIONS="-x -k masks".
 PYTEST_OPTIONS ?=
 # Clippy and the crate's tests with feature "python" link against the interpreter that the wheel is for.
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
-.PHONY: help demo test test-old-cpu bench lint format docs develop wheel golden clean
+.PHONY: help demo test test-old-cpu bench bench-peers lint format docs develop wheel golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,10 +45,12 @@ test: rust ## everything that CI checks: lints, types, docstrings, the crate's t
 test-old-cpu: $(VENV)/.installed $(VENV)/.test ## import and compute on emulated old CPUs (needs qemu-x86_64)
 	$(PY) -m pytest -v tests/test_old_cpu.py $(PYTEST_OPTIONS)
 
-bench: minilm ## measure against the machine's peak, and against torch where BENCH_PYTHON (default .venv) has it
-	rm -rf target/bench
-	$(PY) -m pip install --quiet --no-deps --target target/bench dist/headwise-*.whl
-	PYTHONPATH=target/bench $(BENCH_PYTHON) benchmarks/bench.py $(BENCH_OPTIONS)
+bench: minilm target/bench ## measure beside the machine's limits and the peers that are here; writes docs/performance.md
+	$(BENCH_PATH) $(BENCH_PYTHON) -m benchmarks.bench --forms $(BENCH_PEERS)/forms \
+	  $(if $(BENCH_PAGE),--write $(BENCH_PAGE)) $(BENCH_OPTIONS)
+
+bench-peers: minilm target/bench ## set up the peers of `make bench` in target/bench-peers (some gigabytes)
+	$(BENCH_PATH) benchmarks/setup_peers.sh $(BENCH_PEERS) $(PY)
 
 lint: lint-rust lint-python ## formatters and linters of both languages, layers, types, stubs, docstrings
 
@@ -133,6 +139,12 @@ $(VENV)/.test: requirements/test.txt $(VENV)/.build
 
 $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
 	time $(PY) -m pip install --quiet -r $<
+	@touch $@
+
+# The wheel unpacked, to be imported by another interpreter than that of .venv.
+target/bench: $(VENV)/.installed
+	rm -rf $@
+	$(PY) -m pip install --quiet --no-deps --target $@ dist/headwise-*.whl
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.build | rust

@@ -1,0 +1,45 @@
+"""Throughput when many Python threads call at once, beside that of one caller who makes as many calls."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import headwise as hw
+from benchmarks.peers import Setup
+from benchmarks.rows import CORPUS, numbers
+
+CALLERS = 32
+
+
+def throughput_ratio(call: Callable[[], object], callers: int, calls: int, turns: int) -> float:
+    """Return the throughput of `callers` threads over that of one, medians of turns taken alternately."""
+    one: list[float] = []
+    many: list[float] = []
+    with ThreadPoolExecutor(callers) as pool:
+        list(pool.map(lambda _: call(), range(callers)))  # starts the threads
+        for _ in range(turns):
+            start = time.perf_counter()
+            for _ in range(calls):
+                call()
+            one.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            list(pool.map(lambda _: call(), range(calls)))
+            many.append(time.perf_counter() - start)
+    return statistics.median(one) / statistics.median(many)
+
+
+def callers(setup: Setup, turns: int = 5) -> str:
+    """Return a table of the ratios for attention and for embedding."""
+    query, key, value = numbers(3, 4, 8, 128, 64)
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()[:8]
+    texts = [json.loads(line)["text"] for line in lines]
+    model = hw.TextEncoder.from_pretrained(setup.minilm)
+    rows = ["| work | throughput, over that of one caller |", "| --- | ---: |"]
+    for name, calls, call in [
+        ("attention 4 x 128, 8 heads of 64", 512, lambda: hw.scaled_dot_product_attention(query, key, value)),
+        ("`encode` of 8 texts", 128, lambda: model.encode(texts, show_progress_bar=False)),
+    ]:
+        rows.append(f"| {name} | {throughput_ratio(call, CALLERS, calls, turns):.2f} |")
+    return "\n".join(rows)

@@ -1,0 +1,154 @@
+"""What is measured: one generator of rows for each group, so that a row's arrays live no longer than the row.
+
+A multiply-add counts as two operations; pairs that a causal mask blocks and padding are not counted.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+import headwise as hw
+from benchmarks import array_peers
+from benchmarks.model_peers import Models
+from benchmarks.results import OURS
+from headwise._core import _PackedLinear
+
+CORPUS = Path(__file__).parent.parent / "tests" / "data" / "corpus.jsonl"
+MINILM = {"layers": 6, "width": 384, "inner": 1536}
+"""all-MiniLM-L6-v2; 12 heads of 32."""
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
+Calls: TypeAlias = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kind of work: what it is called, how much it is, and who does it (see `Result` for the fields)."""
+
+    name: str
+    operations: float
+    contestants: Calls
+    bytes_read: float = 0.0
+    items: float | None = None
+    unit: str = "GFLOP/s"
+
+
+def numbers(*shape: int) -> Array:
+    """Return normal numbers, the same in each run."""
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def encoder_operations(tokens: int, length: int, layers: int, width: int, inner: int) -> float:
+    """Return the operations of an encoder: four projections, scores and sums over keys, two linear layers."""
+    return layers * tokens * (8.0 * width**2 + 4.0 * length * width + 4.0 * width * inner)
+
+
+def linear_rows(models: Models) -> Iterator[Row]:
+    """Yield products with a weight matrix: packed once, as in layers, and by every call of `linear`."""
+    for m, k, n in [
+        (128, 384, 384),
+        (128, 768, 3072),
+        (1024, 384, 1536),
+        (4096, 384, 384),
+        (4096, 1536, 384),
+        (1024, 3072, 768),
+    ]:
+        x, weight, bias = numbers(m, k), numbers(n, k) / np.float32(np.sqrt(k)), numbers(n)
+        packed = partial(_PackedLinear(weight, bias).multiply, x)
+        peers = array_peers.linear(models.setup, x, weight, bias)
+        for name, multiply in [("packed once", packed), ("one call", partial(hw.linear, x, weight, bias))]:
+            yield Row(f"linear {m} x {k} -> {n}, {name}", 2.0 * m * k * n, {OURS: multiply, **peers})
+
+
+def attention_rows(models: Models) -> Iterator[Row]:
+    """Yield attention without weights: long, batched, causal, and one query against many keys."""
+    for name, batch, heads, length, keys, width, causal in [
+        ("attention L 2048, 8 heads of 64", 1, 8, 2048, 2048, 64, False),
+        ("attention 32 x 128, 12 heads of 32", 32, 12, 128, 128, 32, False),
+        ("attention causal L 4096, 8 heads of 64", 1, 8, 4096, 4096, 64, True),
+        ("attention decode S 4096, 32 heads of 128", 1, 32, 1, 4096, 128, False),
+    ]:
+        query = numbers(batch, heads, length, width)
+        key, value = (np.ascontiguousarray(a) for a in numbers(2, batch, heads, keys, width))
+        pairs = length * (length + 1) / 2 if causal else length * keys
+        attend = partial(hw.scaled_dot_product_attention, query, key, value, is_causal=causal)
+        decode = length == 1
+        yield Row(
+            name,
+            4.0 * batch * heads * pairs * width,
+            {OURS: attend, **array_peers.attention(models.setup, query, key, value, causal=causal)},
+            bytes_read=key.nbytes + value.nbytes if decode else 0.0,
+        )
+
+
+def layer_rows(models: Models) -> Iterator[Row]:
+    """Yield one attention layer and a whole encoder."""
+    batch, length, width, heads = 8, 256, 768, 12
+    x = numbers(batch, length, width)
+    layer = hw.MultiHeadAttention(width, heads, rng=0)
+    yield Row(
+        f"MultiHeadAttention {batch} x {length}, D {width}, {heads} heads",
+        encoder_operations(batch * length, length, 1, width, 0),
+        {OURS: partial(layer, x), **array_peers.multi_head_attention(models.setup, layer, x, heads)},
+    )
+
+    layers, batch, length, width, heads, inner = 6, 32, 128, 512, 8, 2048
+    y = numbers(batch, length, width)
+    encoder = hw.Encoder(layers, width, heads, inner, rng=0)
+    calls: Calls = {
+        OURS: lambda: encoder(y),
+        **array_peers.encoder(models.setup, encoder, y, layers, heads, inner),
+    }
+    yield Row(
+        f"Encoder {layers} layers, D {width}, F {inner}, {batch} x {length}",
+        encoder_operations(batch * length, length, layers, width, inner),
+        calls,
+    )
+
+
+def minilm_rows(models: Models) -> Iterator[Row]:
+    """Yield MiniLM's forward pass on full batches of ids, to the last hidden state."""
+    model = hw.TextEncoder.from_pretrained(models.setup.minilm)
+    weights = 4 * MINILM["layers"] * (4 * MINILM["width"] ** 2 + 2 * MINILM["width"] * MINILM["inner"])
+    for batch, length in [(1, 16), (1, 128), (32, 32), (32, 128), (8, 512)]:
+        ids = np.random.default_rng(0).integers(1000, 20000, (batch, length))
+        calls: Calls = {OURS: partial(model.forward, ids)}
+        for name, forward in models.forwards().items():
+            calls[name] = partial(forward, ids, np.ones_like(ids))
+        yield Row(
+            f"MiniLM {batch} x {length}",
+            encoder_operations(batch * length, length, **MINILM),
+            calls,
+            bytes_read=weights,
+        )
+
+
+def sentence_rows(models: Models) -> Iterator[Row]:
+    """Yield the whole way from 1,000 texts to embeddings: tokens, forward pass, pooling, normalising."""
+    texts = [json.loads(line)["text"] for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    model = hw.TextEncoder.from_pretrained(models.setup.minilm)
+    lengths = [int(model.tokenize(text)["attention_mask"].sum()) for text in texts]
+    calls: Calls = {OURS: partial(model.encode, texts, show_progress_bar=False)}
+    for name, embed in models.embedders().items():
+        calls[name] = partial(embed, texts)
+    yield Row(
+        f"{len(texts):,} texts to embeddings, texts/s",
+        sum(encoder_operations(length, length, **MINILM) for length in lengths),
+        calls,
+        items=len(texts),
+        unit="texts/s",
+    )
+
+
+GROUPS: dict[str, Callable[[Models], Iterator[Row]]] = {
+    "minilm": minilm_rows,
+    "sentences": sentence_rows,
+    "linear": linear_rows,
+    "attention": attention_rows,
+    "layers": layer_rows,
+}
