@@ -68,13 +68,13 @@ def _best(encoder: TextEncoder, options: argparse.Namespace) -> list[Match]:
 
     from headwise._cli._progress import count_lines, progress
 
-    query = encoder.encode([options.query], normalize_embeddings=True)[0].astype(np.float64)
+    query = encoder.encode_query([options.query], normalize_embeddings=True)[0].astype(np.float64)
     best: list[Match] = []
     seen = 0
     texts = (record for record in read_texts(options.files, options.field) if record.text.strip())
     with progress(count_lines(options.files)) as advance:
         for batch in batches(texts, 32 * options.batch_size):
-            embeddings = encoder.encode(
+            embeddings = encoder.encode_document(
                 [record.text for record in batch], batch_size=options.batch_size, normalize_embeddings=True
             )
             for cosine, record in zip((embeddings @ query).tolist(), batch, strict=True):

@@ -295,7 +295,8 @@ fn maps<'py, T: Float + numpy::Element>(
     let (c, l) = (model.config(), tokens.tokens.len());
     let weights = shaped(py, weights, &[c.num_hidden_layers, c.num_attention_heads, l, l])?;
     let class = CLASS.import(py, "headwise._attention_maps", "AttentionMaps")?;
-    class.call1((weights, tokens.tokens, tokens.words, tokens.texts, tokens.offsets))
+    let sources: Vec<&str> = std::iter::once(text).chain(pair).collect();
+    class.call1((weights, tokens.tokens, tokens.words, tokens.texts, tokens.offsets, sources))
 }
 
 fn shaped<'py, T: numpy::Element>(
