@@ -46,11 +46,13 @@ from headwise._errors import (
     UnsupportedModelError,
 )
 from headwise._layers import EncoderOutput
-from headwise._text_encoder import TextEncoder
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
     from headwise import testing
+
+if TYPE_CHECKING:
+    from headwise._text_encoder import TextEncoder
 
 __all__ = [
     "AttentionLink",
@@ -95,10 +97,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import `headwise.testing` when it is asked for: it loads NumPy, `import headwise` does not."""
+    """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
     if name == "testing":
         import importlib
 
         return importlib.import_module("headwise.testing")
+    if name == "TextEncoder":
+        from headwise._text_encoder import TextEncoder
+
+        globals()[name] = TextEncoder
+        return TextEncoder
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
