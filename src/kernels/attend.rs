@@ -161,16 +161,23 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
                 continue;
             }
             let begins = first == segment.start;
-            if begins {
-                prefetch_keys(s, &keys, e, first..first + count);
+            let alone = rows.len() == 1;
+            if alone {
+                tile.load_for_one(s, &keys, first, count);
+            } else {
+                if begins {
+                    prefetch_keys(s, &keys, e, first..first + count);
+                }
+                tile.load(s, &keys, first, count);
             }
-            tile.load(s, &keys, first, count);
             let blocks = rows.len().div_ceil(S::ATTEND_MR);
             let mut at = 0;
             for b in 0..blocks {
                 let end = first + KEY_TILE;
                 let ahead = |b: usize| (end + KEY_TILE * b / blocks).min(keys.count);
-                prefetch_keys(s, &keys, e, ahead(b)..ahead(b + 1));
+                if !alone {
+                    prefetch_keys(s, &keys, e, ahead(b)..ahead(b + 1));
+                }
                 if begins {
                     prefetch_queries(
                         s,

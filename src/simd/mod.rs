@@ -212,6 +212,18 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         let _ = x;
     }
 
+    /// Goes on with `LANES` chains of products: lane r becomes fma(q[c], x[r * stride + c], lane r) for c = 0, 1, ...
+    /// `LANES` - 1.
+    #[inline(always)]
+    fn dot_rows(self, x: &[T], stride: usize, q: &[T], mut acc: Self::V) -> Self::V {
+        let mut turned = [T::ZERO; VIRTUAL_LANES * VIRTUAL_LANES];
+        self.transpose(x, stride, &mut turned, Self::LANES);
+        for c in 0..Self::LANES {
+            acc = self.fma(self.splat(q[c]), self.load(&turned[c * Self::LANES..]), acc);
+        }
+        acc
+    }
+
     /// Transposes a `LANES x LANES` block: `out[c * out_stride + r] = x[r * stride + c]`.
     #[inline(always)]
     fn transpose(self, x: &[T], stride: usize, out: &mut [T], out_stride: usize) {

@@ -49,6 +49,8 @@ pub struct Tile<'a, T> {
     gathered: &'a mut [T],
     /// [64][Ev padded]
     v: &'a mut [T],
+    /// Whether the keys are read where they are, not from `k`: by a row alone.
+    k_in_place: bool,
     /// Whether the values are read where they are, not from `v`.
     v_in_place: bool,
     /// Whether all values of the tile are finite, once somebody asked: then a weight of zero leaves no trace of its value.
@@ -66,7 +68,19 @@ impl<'a, T: Float> Tile<'a, T> {
         let (scores, rest) = rest.split_at_mut(8 * KEY_TILE);
         let (bias, rest) = rest.split_at_mut(KEY_TILE);
         let gathered = &mut rest[7 * KEY_TILE..];
-        Self { e, first: 0, count: 0, k, gathered, v, v_in_place: false, v_finite: None, scores, bias }
+        Self {
+            e,
+            first: 0,
+            count: 0,
+            k,
+            gathered,
+            v,
+            k_in_place: false,
+            v_in_place: false,
+            v_finite: None,
+            scores,
+            bias,
+        }
     }
 
     /// Packs the keys and the values of a tile.
@@ -81,6 +95,54 @@ impl<'a, T: Float> Tile<'a, T> {
             for (c, to) in self.v.chunks_exact_mut(ld).take(count).enumerate() {
                 copy_row(s, &keys.v[keys.row(first + c) * keys.v_stride..][..keys.ev], to);
             }
+        }
+    }
+
+    /// Whether a row alone may take this tile as it lies: whole vectors, one chain of products.
+    #[inline(always)]
+    fn reads_in_place<S: Simd<T>>(&self, keys: &Keys<'_, T>, count: usize) -> bool {
+        keys.rows.is_none()
+            && count == KEY_TILE
+            && self.e <= K_BLOCK
+            && self.e.is_multiple_of(S::LANES)
+            && keys.ev.is_multiple_of(S::LANES)
+    }
+
+    /// The same for a row alone, which waits for memory, not for arithmetic: keys are not packed but turned in registers
+    /// when they are multiplied.
+    #[inline(always)]
+    pub fn load_for_one<S: Simd<T>>(&mut self, s: S, keys: &Keys<'_, T>, first: usize, count: usize) {
+        self.k_in_place = self.reads_in_place::<S>(keys, count);
+        if !self.k_in_place {
+            return self.load(s, keys, first, count);
+        }
+        (self.first, self.count, self.v_finite, self.v_in_place) = (first, count, None, true);
+    }
+
+    /// Products of one query with the 64 keys of a tile that was not packed, `ATTEND_NV` vectors of keys side by side: the
+    /// chain of one waits for the multiply-add before. Meanwhile the values of the tile, which come next, and the keys of
+    /// the following tile are on their way; asked for all at once they would only stand in line.
+    #[inline(always)]
+    fn products_of_one<S: Simd<T>>(&mut self, s: S, q: &[T], keys: &Keys<'_, T>) {
+        let (lanes, e, ldk) = (S::LANES, self.e, keys.k_stride);
+        for at in (0..KEY_TILE).step_by(2 * lanes) {
+            let here = self.first + at;
+            let mut sums = [s.splat(T::ZERO); 2];
+            for k in (0..e).step_by(lanes) {
+                for j in here..here + 2 * lanes {
+                    if k < keys.ev {
+                        s.prefetch(&keys.v[j * keys.v_stride + k..]);
+                    }
+                    if j + KEY_TILE < keys.count {
+                        s.prefetch(&keys.k[(j + KEY_TILE) * ldk + k..]);
+                    }
+                }
+                let q = &q[k..k + lanes];
+                sums[0] = s.dot_rows(&keys.k[here * ldk + k..], ldk, q, sums[0]);
+                sums[1] = s.dot_rows(&keys.k[(here + lanes) * ldk + k..], ldk, q, sums[1]);
+            }
+            s.store(sums[0], &mut self.scores[at..]);
+            s.store(sums[1], &mut self.scores[at + lanes..]);
         }
     }
 
@@ -145,7 +207,11 @@ impl<'a, T: Float> Tile<'a, T> {
         }
         // Keys beyond the last allowed one add exact zeros: they are left out.
         let used = KEY_TILE - any.leading_zeros() as usize;
-        self.products(s, q, ldq, rows.len(), used);
+        if self.k_in_place {
+            self.products_of_one(s, q, keys);
+        } else {
+            self.products(s, q, ldq, rows.len(), used);
+        }
         if !is_plain(&how.scoring, &how.unit) {
             for (i, row) in rows.iter().enumerate() {
                 self.score_row(s, i, row, keys, (&how.scoring, &how.unit), used);

@@ -95,6 +95,20 @@ impl Simd<f32> for Avx512 {
             let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
             _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
         }
+        fn dot_rows(x: &[f32], stride: usize, q: &[f32], acc: __m512) -> __m512 {
+            assert!(x.len() >= 16 && (x.len() - 16) / 15 >= stride, "a block of 16 x 16 to read");
+            let q = &q[..16];
+            let mut rows = [_mm512_setzero_ps(); 16];
+            for (r, row) in rows.iter_mut().enumerate() {
+                // SAFETY: row 15 ends at 15 * stride + 16, which the assertion has checked.
+                *row = unsafe { _mm512_loadu_ps(x.as_ptr().add(r * stride)) };
+            }
+            let mut acc = acc;
+            for (column, &q) in transpose16(rows).into_iter().zip(q) {
+                acc = _mm512_fmadd_ps(_mm512_set1_ps(q), column, acc);
+            }
+            acc
+        }
         fn transpose(x: &[f32], stride: usize, out: &mut [f32], out_stride: usize) {
             assert!(x.len() >= 16 && (x.len() - 16) / 15 >= stride, "a block of 16 x 16 to read");
             assert!(out.len() >= 16 && (out.len() - 16) / 15 >= out_stride, "a block of 16 x 16 to write");
