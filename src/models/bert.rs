@@ -20,14 +20,16 @@
 //! Tensors of the pooler, of heads and buffers such as `embeddings.position_ids` are not asked for.
 
 use crate::error::{Error, Result};
+use crate::kernels::gemm::OutRows;
+use crate::kernels::norm::LayerNorm;
 use crate::models::config::BertConfig;
 use crate::models::tensor_data::Table;
 use crate::models::tokenizer::TokenIds;
 use crate::models::weights::Weights;
 use crate::nn::state::{State, Tensor};
-use crate::ops::buffer::zeros;
-use crate::ops::norm::layer_norm_rows;
-use crate::simd::Float;
+use crate::ops::aligned::with_scratch;
+use crate::ops::try_parallel;
+use crate::simd::{Float, active};
 
 /// The three projections that torch stacks.
 const QKV: [&str; 3] = ["attention.self.query", "attention.self.key", "attention.self.value"];
@@ -175,6 +177,9 @@ impl<'a> BertTensors<'a> {
     }
 }
 
+/// Rows of a task: their sums stay in the first caches until they are normalized.
+const BLOCK_ROWS: usize = 64;
+
 /// The tables that turn ids into rows, and the parameters of the norm that follows.
 #[derive(Debug, Clone)]
 pub struct Embeddings<T> {
@@ -205,10 +210,28 @@ impl<T: Float> Embeddings<T> {
     /// # Errors
     /// As [`Embeddings::sum_rows`]; `Memory`, `Interrupted`.
     pub fn rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
-        let mut sums = zeros(out.len())?;
-        self.sum_rows(tokens, positions, &mut sums)?;
-        let (weight, bias) = (Some(&self.norm_weight[..]), Some(&self.norm_bias[..]));
-        layer_norm_rows(&sums, self.d, weight, bias, T::from_f64(self.eps), out)
+        let d = self.d;
+        assert_eq!(out.len(), tokens.ids.len() * d, "out is (T, D)");
+        let (isa, count) = (active()?, tokens.ids.len());
+        let shared = OutRows::new(out);
+        try_parallel(count.div_ceil(BLOCK_ROWS), |block| {
+            let at = block * BLOCK_ROWS..count.min((block + 1) * BLOCK_ROWS);
+            let tokens = TokenIds {
+                ids: tokens.ids[at.clone()].to_vec(),
+                type_ids: tokens.type_ids[at.clone()].to_vec(),
+            };
+            with_scratch(at.len() * d, |sums: &mut [T]| {
+                self.sum_rows(&tokens, &positions[at.clone()], sums)?;
+                // SAFETY: each block has rows of its own.
+                let out = unsafe { shared.slice(at.start * d, at.len() * d) };
+                let (weight, bias) = (Some(&self.norm_weight[..]), Some(&self.norm_bias[..]));
+                T::dispatch(
+                    isa,
+                    LayerNorm { x: sums, out, width: d, weight, bias, eps: T::from_f64(self.eps) },
+                );
+                Ok(())
+            })
+        })
     }
 
     /// Writes word + token type + position of each token to out (T, D).

@@ -16,7 +16,7 @@ use super::linear::Linear;
 use super::tokens::{Layout, Tokens, buffer};
 use crate::error::Result;
 use crate::kernels::attend::{Mask, ScoreKind};
-use crate::ops::aligned::Aligned;
+use crate::ops::aligned::Reused;
 use crate::ops::attention::{Attention, Operand, Sequence, Strides, Wanted};
 use crate::ops::linear::After;
 use crate::ops::masks::{Element, Pairs};
@@ -118,11 +118,11 @@ impl<'a, T> Sources<'a, T> {
 }
 
 /// What a layer writes between its input and its output, kept from layer to layer.
-pub struct AttentionBuffers<T> {
-    q: Aligned<T>,
-    k: Aligned<T>,
-    v: Aligned<T>,
-    result: Aligned<T>,
+pub struct AttentionBuffers<T: Float> {
+    q: Reused<T>,
+    k: Reused<T>,
+    v: Reused<T>,
+    result: Reused<T>,
 }
 
 impl<T: Float> AttentionBuffers<T> {
@@ -158,6 +158,9 @@ impl<T: Float> MultiHeadAttention<T> {
     ) -> Result<Vec<T>> {
         let (rows, key_rows) = (x.layout.total(), keys.layout.total());
         let AttentionBuffers { q, k, v, result } = buffers;
+        let (wide, narrow) = (self.config.query_width(), self.config.kv_width());
+        let (q, result) = (&mut q[..rows * wide], &mut result[..rows * wide]);
+        let (k, v) = (&mut k[..key_rows * narrow], &mut v[..key_rows * narrow]);
         self.q.forward(x.rows, rows, q, After::default())?;
         self.k.forward(keys.rows, key_rows, k, After::default())?;
         self.v.forward(values, key_rows, v, After::default())?;
@@ -168,8 +171,7 @@ impl<T: Float> MultiHeadAttention<T> {
         }
         let weights = self.attend(x.layout, keys.layout, call, (q, k, v), result)?;
         if let Some(head_mask) = call.head_mask {
-            let width = self.config.query_width();
-            for row in result[..rows * width].chunks_exact_mut(width) {
+            for row in result.chunks_exact_mut(wide) {
                 for (head, &factor) in row.chunks_exact_mut(e).zip(head_mask) {
                     for x in head {
                         *x = *x * factor;

@@ -14,7 +14,7 @@ use super::state::{Loader, Module, State, prefixed};
 use super::tokens::{Layout, Tokens, buffer};
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
-use crate::ops::aligned::Aligned;
+use crate::ops::aligned::Reused;
 use crate::ops::linear::After;
 use crate::simd::Float;
 
@@ -67,11 +67,11 @@ pub struct EncoderLayer<T> {
 }
 
 /// What a layer writes between its input and its output.
-pub struct LayerBuffers<T> {
+pub struct LayerBuffers<T: Float> {
     attention: AttentionBuffers<T>,
     hidden: HiddenRows<T>,
-    normed: Aligned<T>,
-    middle: Aligned<T>,
+    normed: Reused<T>,
+    middle: Reused<T>,
 }
 
 impl<T: Float> EncoderLayer<T> {
@@ -126,6 +126,8 @@ impl<T: Float> EncoderLayer<T> {
     ) -> Result<Vec<T>> {
         let rows = layout.total();
         let LayerBuffers { attention, hidden, normed, middle } = buffers;
+        // The buffers have room for the largest group of a call.
+        let (normed, middle) = (&mut normed[..x.len()], &mut middle[..x.len()]);
         let dropout = call.dropout.filter(|_| self.config.attention.dropout > 0.0);
         let norm_first = self.config.norm_first;
         let first: &[T] = if norm_first {

@@ -12,7 +12,7 @@ use super::tokens::buffer;
 use crate::error::Result;
 use crate::kernels::activation::Activation;
 use crate::kernels::gemm::OutRows;
-use crate::ops::aligned::{Aligned, with_scratch};
+use crate::ops::aligned::{Reused, with_scratch};
 use crate::ops::linear::After;
 use crate::ops::try_parallel;
 use crate::simd::Float;
@@ -36,9 +36,9 @@ pub struct FeedForward<T> {
 }
 
 /// Hidden rows of a call that goes through in one; empty if it goes in blocks.
-pub struct HiddenRows<T> {
-    hidden: Aligned<T>,
-    gate: Aligned<T>,
+pub struct HiddenRows<T: Float> {
+    hidden: Reused<T>,
+    gate: Reused<T>,
     in_blocks: bool,
 }
 

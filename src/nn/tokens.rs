@@ -5,9 +5,10 @@
 //! causality and windows know it.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use crate::error::Result;
-use crate::ops::aligned::Aligned;
+use crate::ops::aligned::Reused;
 use crate::simd::Float;
 
 /// Which rows of a padded batch are tokens.
@@ -40,6 +41,32 @@ impl Layout {
     /// Tokens of the whole batch.
     pub fn total(&self) -> usize {
         self.lengths.iter().sum()
+    }
+
+    /// Cuts between sequences: ranges of them with at most `rows` tokens together, or of one that has more.
+    pub fn groups(&self, rows: usize) -> Vec<Range<usize>> {
+        let mut groups: Vec<Range<usize>> = Vec::new();
+        let mut room = 0;
+        for (b, &length) in self.lengths.iter().enumerate() {
+            match groups.last_mut() {
+                Some(group) if length <= room => group.end = b + 1,
+                _ => {
+                    groups.push(b..b + 1);
+                    room = rows.max(length);
+                }
+            }
+            room -= length;
+        }
+        groups
+    }
+
+    /// Some of the sequences.
+    pub fn part(&self, sequences: Range<usize>) -> Self {
+        Self {
+            lengths: self.lengths[sequences.clone()].to_vec(),
+            full: self.full[sequences.clone()].to_vec(),
+            places: self.places.as_ref().map(|p| p[sequences].to_vec()),
+        }
     }
 
     /// Places of the tokens of sequence `b`, if padding was left out.
@@ -114,8 +141,8 @@ pub struct Tokens<'a, T> {
 }
 
 /// Rows that a layer writes and the next reads; made once for all layers of a call.
-pub(crate) fn buffer<T: Float>(rows: usize, width: usize) -> Result<Aligned<T>> {
-    Aligned::zeros(rows.saturating_mul(width))
+pub(crate) fn buffer<T: Float>(rows: usize, width: usize) -> Result<Reused<T>> {
+    Reused::new(rows.saturating_mul(width))
 }
 
 #[cfg(test)]
@@ -135,6 +162,18 @@ mod tests {
         let weights: Vec<f32> = (1..=8).map(|i| i as f32).collect();
         let back = layout.scatter_weights(&layout, weights, 1);
         assert_eq!(back, [1., 0., 2., 0., 0., 0., 3., 0., 4., 0., 0., 0., 0., 5., 6., 0., 7., 8.]);
+    }
+
+    #[test]
+    fn groups_hold_whole_sequences_in_order() {
+        let layout = Layout::dense(vec![3, 4, 9, 0, 1, 8, 2]);
+        assert_eq!(layout.groups(8), [0..2, 2..4, 4..5, 5..6, 6..7]);
+        assert_eq!(layout.groups(100), std::iter::once(0..7).collect::<Vec<_>>());
+        assert_eq!(layout.groups(1), [0..1, 1..2, 2..4, 4..5, 5..6, 6..7]);
+        assert!(Layout::dense(Vec::new()).groups(8).is_empty());
+        assert_eq!(layout.part(1..3), Layout::dense(vec![4, 9]));
+        let padded = Layout::padded(2, 3, Some(&[true, false, true, false, true, true]));
+        assert_eq!(padded.part(1..2), Layout::padded(1, 3, Some(&[false, true, true])));
     }
 
     #[test]
