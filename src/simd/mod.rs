@@ -212,7 +212,7 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         let _ = x;
     }
 
-    /// Goes on with `LANES` chains of products: lane r becomes fma(q[c], x[r * stride + c], lane r) for c = 0, 1, ...
+    /// Goes on with `LANES` chains of products: lane r becomes `fma(q[c], x[r * stride + c], lane r)` for c = 0, 1, ...
     /// `LANES` - 1.
     #[inline(always)]
     fn dot_rows(self, x: &[T], stride: usize, q: &[T], mut acc: Self::V) -> Self::V {
