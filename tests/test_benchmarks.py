@@ -1,6 +1,7 @@
 """What `make bench` does apart from measuring: medians, checks, shares, tables, the page, the chart."""
 
 import os
+import threading
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -283,9 +284,14 @@ class TestWhole:
         assert machine.cpu_name().strip()
 
     def test_throughput_of_callers(self):
-        # A sleep holds nothing, so that four threads sleep four times as much, or less on a busy machine.
-        ratio = callers.throughput_ratio(lambda: time.sleep(0.005), callers=4, calls=16, turns=3)
-        assert 1.5 < ratio < 4.5
+        # One caller and four make sixteen calls in each of three turns; another sixteen start the threads.
+        threads: list[int] = []
+        ratio = callers.throughput_ratio(
+            lambda: threads.append(threading.get_ident()), callers=4, calls=16, turns=3
+        )
+        assert ratio > 0
+        assert len(threads) == 16 + 3 * (16 + 16)
+        assert threads.count(threading.get_ident()) == 3 * 16
 
     def test_a_fresh_process_embeds(self, monkeypatch):
         def embed(minilm, forms):
