@@ -7,7 +7,8 @@
 //!
 //! **exp** rests on `e^x = 2^n * e^r` with `n = round(x log2 e)` and `r = x - n ln 2`, |r| <= (ln 2)/2.
 //! `ln 2` is split in two numbers, so that `r` is exact but for its last rounding (Cody and Waite), and `e^r` is
-//! a polynomial. Attention wants the two factors apart ([`exp_parts`]): it scales by powers of two only.
+//! a polynomial. Softmax wants the two factors apart ([`exp_parts`]): it scales by powers of two only. So does attention,
+//! which has its scores times log2 e at no cost and takes [`exp2_parts`].
 
 use super::{Float, Simd};
 

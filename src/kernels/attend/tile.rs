@@ -119,8 +119,8 @@ impl<'a, T: Float> Tile<'a, T> {
         (self.first, self.count, self.v_finite, self.v_in_place) = (first, count, None, true);
     }
 
-    /// Products of one query with the 64 keys of a tile that was not packed, `ATTEND_NV` vectors of keys side by side: the
-    /// chain of one waits for the multiply-add before. Meanwhile the values of the tile, which come next, and the keys of
+    /// Products of one query with the 64 keys of a tile that was not packed, two vectors of keys side by side: the chain of
+    /// one waits for the multiply-add before. Meanwhile the values of the tile, which come next, and the keys of
     /// the following tile are on their way; asked for all at once they would only stand in line.
     #[inline(always)]
     fn products_of_one<S: Simd<T>>(&mut self, s: S, q: &[T], keys: &Keys<'_, T>) {
