@@ -9,20 +9,14 @@ use crate::simd::Float;
 /// Draws numbers in order from a key.
 #[derive(Clone, Debug)]
 pub struct Init {
-    /// None for zeros.
-    key: Option<u64>,
+    key: u64,
     next: u64,
 }
 
 impl Init {
     /// Begins at the first number of a key.
     pub fn new(key: u64) -> Self {
-        Self { key: Some(key), next: 0 }
-    }
-
-    /// Zeros, for parameters that are loaded next: drawing those of `MiniLM` takes twice as long as loading them.
-    pub fn zeros() -> Self {
-        Self { key: None, next: 0 }
+        Self { key, next: 0 }
     }
 
     /// Uniform in (-bound, bound).
@@ -31,8 +25,7 @@ impl Init {
     /// `Shape` for too many numbers, `Memory`.
     pub fn uniform<T: Float>(&mut self, shape: &[usize], bound: f64) -> Result<Tensor<T>> {
         let mut data = zeros(elements("parameters", shape)?)?;
-        let Some(key) = self.key else { return Ok(Tensor::new(shape, data)) };
-        let key = [key as u32, (key >> 32) as u32];
+        let key = [self.key as u32, (self.key >> 32) as u32];
         for x in &mut data {
             let [low, high, ..] = philox4x32([self.next as u32, (self.next >> 32) as u32, 1, 0], key);
             self.next += 1;
