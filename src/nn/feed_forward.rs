@@ -75,8 +75,8 @@ impl<T: Float> FeedForward<T> {
     ) -> Result<Self> {
         let mut linear = |n: usize, k: usize| -> Result<Linear<T>> {
             let weight = init.linear(&[n, k], k)?;
-            let bias = if bias { Some(init.linear(&[n], k)?.data) } else { None };
-            Linear::new((n, k), &weight.data, bias.as_deref())
+            let bias = if bias { Some(init.linear(&[n], k)?.vector()?) } else { None };
+            weight.map((n, k), bias)
         };
         Ok(Self {
             up: linear(d_ff, d_model)?,

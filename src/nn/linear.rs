@@ -74,10 +74,14 @@ impl<T: Float> Linear<T> {
     /// # Errors
     /// As [`Self::weight`].
     pub fn cast<U: Float>(&self) -> Result<Linear<U>> {
-        let other = |x: T| U::from_f64(x.to_f64());
-        let bias: Option<Vec<U>> = self.bias().map(|b| b.iter().map(|&x| other(x)).collect());
-        let weight: Vec<U> = self.0.unpack()?.into_iter().map(other).collect();
-        Linear::new((self.n(), self.k()), &weight, bias.as_deref())
+        let (other, k) = (|x: T| U::from_f64(x.to_f64()), self.k());
+        let weight = self.0.unpack()?;
+        let bias = self.bias().map(|b| b.iter().map(|&x| other(x)).collect());
+        Linear::read((self.n(), k), bias, |rows, out| {
+            let from = &weight[rows.start * k..rows.end * k];
+            out.iter_mut().zip(from).for_each(|(y, &x)| *y = other(x));
+            Ok(())
+        })
     }
 
     /// The parameters: `weight`, and `bias` where there is one.

@@ -37,15 +37,13 @@ impl<T: Float> MultiHeadAttention<T> {
         let fans = |rows: usize, columns: usize| {
             if config.is_packed() { 4 * config.d_model } else { rows + columns }
         };
-        let linear = |n: usize, k: usize, weight: Tensor<T>| {
-            let bias = config.bias.then(|| vec![T::ZERO; n]);
-            Linear::new((n, k), &weight.data, bias.as_deref())
-        };
-        let mut projection = |n: usize, k: usize| linear(n, k, init.xavier(&[n, k], fans(n, k))?);
+        let bias = |n: usize| config.bias.then(|| vec![T::ZERO; n]);
+        let mut projection = |n: usize, k: usize| init.xavier(&[n, k], fans(n, k))?.map((n, k), bias(n));
         let q = projection(wide, config.d_model)?;
         let k = projection(narrow, config.key_dim)?;
         let v = projection(narrow, config.value_dim)?;
-        let out = linear(config.d_model, wide, init.linear(&[config.d_model, wide], wide)?)?;
+        let out =
+            init.linear(&[config.d_model, wide], wide)?.map((config.d_model, wide), bias(config.d_model))?;
         Ok(Self { q, k, v, out, config })
     }
 
