@@ -1,4 +1,4 @@
-"""What layers and models hold: each weight once, in every form that `state_dict` or a call may have asked for."""
+"""What layers and models hold: each weight once, whatever was called, and to the bit."""
 
 import json
 import os
@@ -53,14 +53,17 @@ def test_part_of_a_state_leaves_the_rest_to_the_bit(rng):
     for name, array in state.items():
         layer.load_state_dict({name: array}, strict=False)
     assert_same_bits(layer(x), out)
-    new = {"self_attn.in_proj_weight": -state["self_attn.in_proj_weight"], "linear1.bias": state["linear1.bias"] + 1}
+    new = {
+        "self_attn.in_proj_weight": -state["self_attn.in_proj_weight"],
+        "linear1.bias": state["linear1.bias"] + 1,
+    }
     layer.load_state_dict(new, strict=False)
     for name, array in layer.state_dict().items():
         assert_same_bits(array, (state | new)[name])
 
 
 def fresh(code: str, **environment: str) -> dict[str, float]:
-    """Return what a script prints as JSON, run by a fresh interpreter that has imported NumPy and can say `MB()`."""
+    """Return what a script prints as JSON in a fresh process with NumPy, `MB()` and `threads()`."""
     begin = """
         import json, os, sys
         import numpy as np
@@ -112,11 +115,12 @@ def test_a_large_layer_holds_its_weights_once():
 
 LOAD = """
     import headwise as hw
-    before, most_before = MB(), MB("VmHWM")
+    before = MB()
     model = hw.TextEncoder.from_pretrained(sys.argv[1], mmap=bool(MMAP))
     loaded, started = MB() - before, threads()
     model.encode("a dog ate the food because it was hungry")
-    print(json.dumps({"loaded": loaded, "encoded": MB() - before, "most": MB("VmHWM") - before, "threads": started}))
+    most = MB("VmHWM") - before
+    print(json.dumps({"loaded": loaded, "encoded": MB() - before, "most": most, "threads": started}))
 """
 
 

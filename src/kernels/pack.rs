@@ -161,7 +161,7 @@ mod tests {
     /// Numbers that a computation would change: NaNs of several payloads, infinities, zeros of both signs, subnormals.
     fn bits(i: usize) -> u32 {
         let odd = [0x7fc0_0001, 0xffc1_2345, 0x7f80_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 0, 1];
-        odd.get(i % 11).copied().unwrap_or(i as u32 * 0x9e37_79b9)
+        odd.get(i % 11).copied().unwrap_or((i as u32).wrapping_mul(0x9e37_79b9))
     }
 
     /// What a kernel says of the instruction set that it runs on.

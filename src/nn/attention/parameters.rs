@@ -44,7 +44,7 @@ impl<T: Float> MultiHeadAttention<T> {
         let v = projection(narrow, config.value_dim)?;
         let out =
             init.linear(&[config.d_model, wide], wide)?.map((config.d_model, wide), bias(config.d_model))?;
-        Ok(Self { q, k, v, out, config })
+        Ok(Self { config, q, k, v, out })
     }
 
     /// A layer without some heads: their rows of the projections and columns of the output projection are gone.
