@@ -350,6 +350,31 @@ mod tests {
     }
 
     #[test]
+    fn some_rows_of_a_tensor() {
+        let dir = tempfile::tempdir().unwrap();
+        let x: Vec<f32> = (0..12).map(|i| i as f32 - 6.5).collect();
+        let wide = x.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
+        let half = x.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        let own = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = vec![4, 3];
+        let all = [
+            ("bf16", Dtype::BF16, shape.clone(), half),
+            ("f32", Dtype::F32, shape.clone(), own),
+            ("f64", Dtype::F64, shape, wide),
+        ];
+        write(dir.path(), &all);
+        let file = open(dir.path()).unwrap();
+        for (name, ..) in &all {
+            for rows in [0..4, 0..1, 1..3, 3..4, 4..4] {
+                let mut out = vec![0.0f32; 3 * rows.len()];
+                file.rows(name, [4, 3], rows.clone(), &mut out).unwrap();
+                assert_eq!(out, x[3 * rows.start..3 * rows.end], "{name}");
+            }
+        }
+        assert!(matches!(file.rows("f32", [3, 4], 0..1, &mut [0.0; 4]), Err(Error::ModelFormat(_))));
+    }
+
+    #[test]
     fn cut_after_opening() {
         let dir = tempfile::tempdir().unwrap();
         write(dir.path(), &[("a", Dtype::F32, vec![2, 3], vec![0; 24])]);
