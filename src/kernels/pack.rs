@@ -3,6 +3,8 @@
 //! A panel holds `NV * LANES` columns of the product (rows of the weight matrix) as `[K][width]`, so that each step
 //! of k is one run of memory: no gaps, no transposition and no more address arithmetic in the hot loop. The last panel is
 //! only as many vectors wide as it has columns for; the columns beyond are zeros.
+//!
+//! Nothing is computed, so panels are the weights themselves in another order: [`UnpackRows`] has them back bit for bit.
 
 use crate::simd::{Float, Kernel, Simd};
 
@@ -90,6 +92,103 @@ pub fn pack_panel<T: Float, S: Simd<T>>(
         for k1 in whole_k..k {
             for j in 0..lanes {
                 panel[k1 * width + c + j] = if j < block_columns { w[(c + j) * ldw + k1] } else { T::ZERO };
+            }
+        }
+    }
+}
+
+/// The reverse of [`PackRows`]: panels back to rows (n, k), dense.
+pub struct UnpackRows<'a, T> {
+    /// The panels, as [`PackRows`] wrote them.
+    pub panels: &'a [T],
+    /// Rows.
+    pub n: usize,
+    /// Columns.
+    pub k: usize,
+    /// Where the rows go: n k numbers.
+    pub out: &'a mut [T],
+    /// Vectors in a row of a whole panel.
+    pub nv: usize,
+}
+
+impl<T: Float> Kernel<T> for UnpackRows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        let whole = self.nv * S::LANES;
+        let mut at = 0;
+        for first in (0..self.n).step_by(whole) {
+            let columns = whole.min(self.n - first);
+            let width = columns.div_ceil(S::LANES) * S::LANES;
+            let panel = &self.panels[at..at + width * self.k];
+            unpack_panel(s, panel, width, columns, self.k, &mut self.out[first * self.k..]);
+            at += width * self.k;
+        }
+    }
+}
+
+/// Writes the `columns` columns of a panel `[k][width]` as dense rows.
+#[inline(always)]
+fn unpack_panel<T: Float, S: Simd<T>>(
+    s: S,
+    panel: &[T],
+    width: usize,
+    columns: usize,
+    k: usize,
+    rows: &mut [T],
+) {
+    let lanes = S::LANES;
+    for c in (0..columns).step_by(lanes) {
+        let block_columns = lanes.min(columns - c);
+        let whole_k = if block_columns == lanes { k - k % lanes } else { 0 };
+        for k0 in (0..whole_k).step_by(lanes) {
+            s.transpose(&panel[k0 * width + c..], width, &mut rows[c * k + k0..], k);
+        }
+        for k1 in whole_k..k {
+            for j in 0..block_columns {
+                rows[(c + j) * k + k1] = panel[k1 * width + c + j];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::available;
+
+    /// Numbers that a computation would change: NaNs of several payloads, infinities, zeros of both signs, subnormals.
+    fn bits(i: usize) -> u32 {
+        let odd = [0x7fc0_0001, 0xffc1_2345, 0x7f80_0001, 0x7f80_0000, 0xff80_0000, 0x8000_0000, 0, 1];
+        odd.get(i % 11).copied().unwrap_or((i as u32).wrapping_mul(0x9e37_79b9))
+    }
+
+    /// What a kernel says of the instruction set that it runs on.
+    struct Lanes;
+    impl Kernel<f32> for Lanes {
+        type Output = (usize, usize);
+        #[inline(always)]
+        fn run<S: Simd<f32>>(self, _: S) -> (usize, usize) {
+            (S::LANES, S::GEMM_NV)
+        }
+    }
+
+    #[test]
+    fn panels_go_back_to_the_bits_they_came_from() {
+        for isa in available() {
+            let (lanes, nv) = f32::dispatch(isa, Lanes);
+            let whole = lanes * nv;
+            for n in [0, 1, lanes, lanes + 1, whole - 1, whole, whole + 1, 2 * whole + lanes + 3] {
+                for k in [0, 1, lanes - 1, lanes, lanes + 1, 2 * lanes + 3] {
+                    let w: Vec<f32> = (0..n * k).map(|i| f32::from_bits(bits(i))).collect();
+                    let mut panels = vec![7.0; packed_len(n, k, lanes)];
+                    f32::dispatch(isa, PackRows { w: &w, ldw: k, n, k, out: &mut panels, nv });
+                    let mut rows = vec![7.0; n * k];
+                    f32::dispatch(isa, UnpackRows { panels: &panels, n, k, out: &mut rows, nv });
+                    let same = w.iter().zip(&rows).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{isa}: ({n}, {k})");
+                }
             }
         }
     }

@@ -1,41 +1,39 @@
-//! A BERT checkpoint's tensors under the names that the layers know, and the embedding tables.
+//! A BERT checkpoint's tensors: what they are called, what shapes they must have, and the layers made of them.
 //!
 //! ```text
-//! e[t] = word[id_t] + token_type[type_t] + position[p_t]       (T, D), then layer norm over D
-//! ```
-//!
-//! Hugging Face keeps query, key and value apart; torch's `nn.TransformerEncoder`, whose names the layers speak, stacks
-//! them as rows of one matrix:
-//!
-//! ```text
-//! encoder.layer.N.attention.self.{query, key, value}.weight   3 x (D, D)   layers.N.self_attn.in_proj_weight  (3D, D)
-//! encoder.layer.N.attention.self.{query, key, value}.bias     3 x (D)      layers.N.self_attn.in_proj_bias    (3D)
-//! encoder.layer.N.attention.output.dense.*                                 layers.N.self_attn.out_proj.*
-//! encoder.layer.N.attention.output.LayerNorm.*                             layers.N.norm1.*
-//! encoder.layer.N.intermediate.dense.*                        (F, D)       layers.N.linear1.*
-//! encoder.layer.N.output.dense.*                              (D, F)       layers.N.linear2.*
-//! encoder.layer.N.output.LayerNorm.*                                       layers.N.norm2.*
+//! embeddings.{word, position, token_type}_embeddings.weight   (rows, D)
+//! embeddings.LayerNorm.*                                      (D)
+//! encoder.layer.N.attention.self.{query, key, value}.*        (D, D)   q, k, v
+//! encoder.layer.N.attention.output.dense.*                    (D, D)   out
+//! encoder.layer.N.attention.output.LayerNorm.*                (D)      norm1
+//! encoder.layer.N.intermediate.dense.*                        (F, D)   up
+//! encoder.layer.N.output.dense.*                              (D, F)   down
+//! encoder.layer.N.output.LayerNorm.*                          (D)      norm2
 //! ```
 //!
 //! Tensors of the pooler, of heads and buffers such as `embeddings.position_ids` are not asked for.
 
-use crate::error::{Error, Result};
-use crate::kernels::gemm::OutRows;
-use crate::kernels::norm::LayerNorm;
+use crate::error::Result;
 use crate::models::config::BertConfig;
-use crate::models::tensor_data::Table;
-use crate::models::tokenizer::TokenIds;
+use crate::models::embeddings::Embeddings;
 use crate::models::weights::Weights;
-use crate::nn::state::{State, Tensor};
-use crate::ops::aligned::with_scratch;
-use crate::ops::try_parallel;
-use crate::simd::{Float, active};
+use crate::nn::attention::{AttentionConfig, MultiHeadAttention};
+use crate::nn::encoder::Encoder;
+use crate::nn::encoder_layer::{EncoderLayer, LayerConfig};
+use crate::nn::feed_forward::FeedForward;
+use crate::nn::linear::Linear;
+use crate::nn::norm::{Norm, NormKind};
+use crate::simd::Float;
 
-/// The three projections that torch stacks.
-const QKV: [&str; 3] = ["attention.self.query", "attention.self.key", "attention.self.value"];
+/// The norms of a layer, behind attention and behind the feed-forward part.
+const NORMS: [&str; 2] = ["attention.output.LayerNorm", "output.LayerNorm"];
 
-/// The norms of a layer: their name and ours.
-const NORMS: [(&str, &str); 2] = [("attention.output.LayerNorm", "norm1"), ("output.LayerNorm", "norm2")];
+/// A linear map of a checkpoint: what its `weight` (N, K) and `bias` (N) are called without the file's prefix, and (N, K).
+#[derive(Debug)]
+pub struct BertMap {
+    name: String,
+    shape: (usize, usize),
+}
 
 /// A BERT checkpoint's tensors, whatever prefix the file gives them.
 #[derive(Debug, Clone, Copy)]
@@ -70,50 +68,75 @@ impl<'a> BertTensors<'a> {
         // A config may tell of a billion layers: the first that is absent ends this.
         for n in 0..self.config.num_hidden_layers {
             let from = format!("encoder.layer.{n}");
-            let qkv = QKV.map(|part| (part, [d, d]));
-            let products = self.products().map(|(theirs, _, shape)| (theirs, shape));
-            for (part, shape) in qkv.into_iter().chain(products) {
-                check(format!("{from}.{part}.weight"), &shape)?;
-                check(format!("{from}.{part}.bias"), &shape[..1])?;
+            for (part, (rows, columns)) in self.parts() {
+                check(format!("{from}.{part}.weight"), &[rows, columns])?;
+                check(format!("{from}.{part}.bias"), &[rows])?;
             }
-            for name in NORMS.map(|(theirs, _)| norm(format!("{from}.{theirs}"))).concat() {
+            for name in NORMS.map(|part| norm(format!("{from}.{part}"))).concat() {
                 check(name, &[d])?;
             }
         }
         Ok(())
     }
 
-    /// The encoder's parameters in torch's names, as `state_dict` would give them.
+    /// The linear maps of all layers, in the order in which [`BertTensors::encoder`] takes them.
+    pub fn maps(&self) -> Vec<BertMap> {
+        let layer = |n: usize| {
+            let of_layer = move |(part, shape)| BertMap { name: format!("encoder.layer.{n}.{part}"), shape };
+            self.parts().map(of_layer)
+        };
+        (0..self.config.num_hidden_layers).flat_map(layer).collect()
+    }
+
+    /// Reads and packs a linear map.
     ///
     /// # Errors
     /// As [`BertTensors::check`]; `ModelFormat` where a tensor cannot be read, `Memory`.
-    pub fn encoder_state<T: Float>(&self) -> Result<State<T>> {
-        let d = self.config.hidden_size;
-        let mut state = State::new();
-        for n in 0..self.config.num_hidden_layers {
-            let from = format!("encoder.layer.{n}");
-            let mut keep = |name: &str, tensor| state.push((format!("layers.{n}.{name}"), tensor));
-            let qkv = QKV.map(|part| format!("{from}.{part}"));
-            keep("self_attn.in_proj_weight", self.stacked(&qkv, "weight", &[d, d])?);
-            keep("self_attn.in_proj_bias", self.stacked(&qkv, "bias", &[d])?);
-            for (theirs, ours, shape) in self.products() {
-                let name = [format!("{from}.{theirs}")];
-                keep(&format!("{ours}.weight"), self.stacked(&name, "weight", &shape)?);
-                keep(&format!("{ours}.bias"), self.stacked(&name, "bias", &shape[..1])?);
-            }
-            for (theirs, ours) in NORMS {
-                let (weight, bias) = self.norm(&format!("{from}.{theirs}"))?;
-                keep(&format!("{ours}.weight"), Tensor::new(&[d], weight));
-                keep(&format!("{ours}.bias"), Tensor::new(&[d], bias));
-            }
+    pub fn map<T: Float>(&self, map: &BertMap) -> Result<Linear<T>> {
+        let [weight, bias] = ["weight", "bias"].map(|kind| format!("{}{}.{kind}", self.prefix, map.name));
+        self.file.linear(&weight, Some(&bias), map.shape)
+    }
+
+    /// The encoder, its norms behind the parts and none at the end, from the linear maps of [`BertTensors::maps`].
+    ///
+    /// # Errors
+    /// As [`BertTensors::map`].
+    ///
+    /// # Panics
+    /// If there is another number of maps.
+    pub fn encoder<T: Float>(&self, maps: Vec<Linear<T>>) -> Result<Encoder<T>> {
+        let c = self.config;
+        let (d, h) = (c.hidden_size, c.num_attention_heads);
+        let config = LayerConfig {
+            attention: AttentionConfig::new(d, h, None, None, (None, None), true, 0.0)?,
+            d_ff: c.intermediate_size,
+            activation: c.hidden_act.activation(),
+            norm: NormKind::Layer,
+            norm_first: false,
+            layer_norm_eps: c.layer_norm_eps,
+            gated: false,
+        };
+        let mut maps = maps.into_iter();
+        let mut next = || maps.next().expect("a map for each part");
+        let mut layers = Vec::with_capacity(c.num_hidden_layers);
+        for n in 0..c.num_hidden_layers {
+            let attention =
+                MultiHeadAttention::from_parts(config.attention.clone(), [next(), next(), next(), next()]);
+            let feed_forward = FeedForward::from_parts(next(), next(), config.activation);
+            let [norm1, norm2] = NORMS.map(|part| self.norm(&format!("encoder.layer.{n}.{part}")));
+            let norms = [norm1?, norm2?].map(|(weight, bias)| {
+                Norm::from_parts(config.norm, config.layer_norm_eps, weight, Some(bias))
+            });
+            layers.push(EncoderLayer::from_parts(config.clone(), attention, feed_forward, norms));
         }
-        Ok(state)
+        assert!(maps.next().is_none(), "a part for each map");
+        Ok(Encoder::from_layers(config, layers))
     }
 
     /// The embedding tables and their norm.
     ///
     /// # Errors
-    /// As [`BertTensors::encoder_state`].
+    /// As [`BertTensors::map`].
     pub fn embeddings<T: Float>(&self) -> Result<Embeddings<T>> {
         let d = self.config.hidden_size;
         let table = |(part, rows)| {
@@ -138,29 +161,21 @@ impl<'a> BertTensors<'a> {
         [("word", c.vocab_size), ("position", c.max_position_embeddings), ("token_type", c.type_vocab_size)]
     }
 
-    /// The products of a layer beside query, key and value: their name, ours, and the shape of the weight.
-    fn products(&self) -> [(&'static str, &'static str, [usize; 2]); 3] {
+    /// The linear maps of a layer and their shapes: q, k, v and out of attention, up and down behind it.
+    fn parts(&self) -> [(&'static str, (usize, usize)); 6] {
         let (d, f) = (self.config.hidden_size, self.config.intermediate_size);
         [
-            ("attention.output.dense", "self_attn.out_proj", [d, d]),
-            ("intermediate.dense", "linear1", [f, d]),
-            ("output.dense", "linear2", [d, f]),
+            ("attention.self.query", (d, d)),
+            ("attention.self.key", (d, d)),
+            ("attention.self.value", (d, d)),
+            ("attention.output.dense", (d, d)),
+            ("intermediate.dense", (f, d)),
+            ("output.dense", (d, f)),
         ]
     }
 
     fn read<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
         self.file.read(&format!("{}{name}", self.prefix), shape)
-    }
-
-    /// Tensors `{name}.{kind}` of one shape, stacked along their first axis.
-    fn stacked<T: Float>(&self, names: &[String], kind: &str, shape: &[usize]) -> Result<Tensor<T>> {
-        let mut data = Vec::new();
-        for name in names {
-            self.file.append(&format!("{}{name}.{kind}", self.prefix), shape, &mut data)?;
-        }
-        let mut stacked = shape.to_vec();
-        stacked[0] *= names.len();
-        Ok(Tensor::new(&stacked, data))
     }
 
     /// What the parameters of a norm are called; checkpoints converted from TensorFlow have gamma and beta.
@@ -177,100 +192,13 @@ impl<'a> BertTensors<'a> {
     }
 }
 
-/// Rows of a task: their sums stay in the first caches until they are normalized.
-const BLOCK_ROWS: usize = 64;
-
-/// The tables that turn ids into rows, and the parameters of the norm that follows.
-#[derive(Debug, Clone)]
-pub struct Embeddings<T> {
-    /// (vocabulary, D).
-    pub word: Table<T>,
-    /// (longest sequence, D).
-    pub position: Table<T>,
-    /// (types, D).
-    pub token_type: Table<T>,
-    /// (D).
-    pub norm_weight: Vec<T>,
-    /// (D).
-    pub norm_bias: Vec<T>,
-    /// The norm's epsilon.
-    pub eps: f64,
-    /// D.
-    pub d: usize,
-}
-
-impl<T: Float> Embeddings<T> {
-    /// Rows of the position table: the longest sequence.
-    pub fn max_positions(&self) -> usize {
-        self.position.len() / self.d
-    }
-
-    /// Writes the rows that the encoder begins with to out (T, D): the normalized sums of [`Embeddings::sum_rows`].
-    ///
-    /// # Errors
-    /// As [`Embeddings::sum_rows`]; `Memory`, `Interrupted`.
-    pub fn rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
-        let d = self.d;
-        assert_eq!(out.len(), tokens.ids.len() * d, "out is (T, D)");
-        let (isa, count) = (active()?, tokens.ids.len());
-        let shared = OutRows::new(out);
-        try_parallel(count.div_ceil(BLOCK_ROWS), |block| {
-            let at = block * BLOCK_ROWS..count.min((block + 1) * BLOCK_ROWS);
-            let tokens = TokenIds {
-                ids: tokens.ids[at.clone()].to_vec(),
-                type_ids: tokens.type_ids[at.clone()].to_vec(),
-            };
-            with_scratch(at.len() * d, |sums: &mut [T]| {
-                self.sum_rows(&tokens, &positions[at.clone()], sums)?;
-                // SAFETY: each block has rows of its own.
-                let out = unsafe { shared.slice(at.start * d, at.len() * d) };
-                let (weight, bias) = (Some(&self.norm_weight[..]), Some(&self.norm_bias[..]));
-                T::dispatch(
-                    isa,
-                    LayerNorm { x: sums, out, width: d, weight, bias, eps: T::from_f64(self.eps) },
-                );
-                Ok(())
-            })
-        })
-    }
-
-    /// Writes word + token type + position of each token to out (T, D).
-    ///
-    /// # Errors
-    /// `Value` where an id, a type or a position is outside its table.
-    ///
-    /// # Panics
-    /// If the lengths of `tokens`, `positions` and `out` do not fit.
-    pub fn sum_rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
-        let d = self.d;
-        assert_eq!(tokens.type_ids.len(), tokens.ids.len(), "one type for each id");
-        assert_eq!(positions.len(), tokens.ids.len(), "one position for each id");
-        assert_eq!(out.len(), tokens.ids.len() * d, "out is (T, D)");
-        for (t, row) in out.chunks_exact_mut(d).enumerate() {
-            let word = lookup(&self.word, d, tokens.ids[t], "input_ids")?;
-            let kind = lookup(&self.token_type, d, tokens.type_ids[t], "token_type_ids")?;
-            let position = lookup(&self.position, d, positions[t], "positions")?;
-            for (i, v) in row.iter_mut().enumerate() {
-                *v = word[i] + kind[i] + position[i];
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Row `index` of a table (rows, D).
-fn lookup<'a, T>(table: &'a [T], d: usize, index: u32, argument: &str) -> Result<&'a [T]> {
-    let start = index as usize * d;
-    table.get(start..start + d).ok_or_else(|| {
-        Error::Value(format!("{argument}: expected numbers below {}, got {index}", table.len() / d))
-    })
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::error::Error;
     use crate::models::folder::Folder;
     use crate::models::tensor_data::Access;
+    use crate::nn::state::{Module, State};
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
     use serde_json::{Value, json};
@@ -329,7 +257,8 @@ pub(crate) mod tests {
         safetensors::serialize_to_file(views, None, &dir.join("model.safetensors")).unwrap();
     }
 
-    fn open(dir: &Path) -> (Weights, BertConfig) {
+    /// The small model in a folder, its weights not read yet.
+    pub(crate) fn open(dir: &Path) -> (Weights, BertConfig) {
         let folder = Folder::open(dir).unwrap();
         (
             Weights::open(&folder, Access::Read).unwrap(),
@@ -337,12 +266,19 @@ pub(crate) mod tests {
         )
     }
 
+    /// The parameters of the encoder in the layers' own names.
+    fn state(file: &Weights, config: &BertConfig) -> Result<State<f32>> {
+        let tensors = BertTensors::new(file, config);
+        let maps = tensors.maps().iter().map(|map| tensors.map(map)).collect::<Result<_>>()?;
+        tensors.encoder(maps)?.state()
+    }
+
     #[test]
     fn names_of_torch_with_and_without_prefix() {
         let plain = tempfile::tempdir().unwrap();
         write_small_weights(plain.path(), str::to_string);
         let (file, config) = open(plain.path());
-        let want = BertTensors::new(&file, &config).encoder_state::<f32>().unwrap();
+        let want = state(&file, &config).unwrap();
         assert_eq!(want.len(), 2 * 12);
         let named = |name: &str| &want.iter().find(|(n, _)| n == name).unwrap().1;
         assert_eq!(named("layers.1.self_attn.in_proj_weight").shape, [12, 4]);
@@ -366,39 +302,7 @@ pub(crate) mod tests {
             format!("bert.{name}")
         });
         let (file, config) = open(other.path());
-        assert_eq!(BertTensors::new(&file, &config).encoder_state::<f32>().unwrap(), want);
-    }
-
-    #[test]
-    fn sums_of_rows_and_indices_outside() {
-        let dir = tempfile::tempdir().unwrap();
-        write_small_weights(dir.path(), str::to_string);
-        let (file, config) = open(dir.path());
-        let tables = BertTensors::new(&file, &config).embeddings::<f64>().unwrap();
-        assert_eq!(tables.max_positions(), 8);
-        let mut out = vec![0.0; 8];
-        let tokens = TokenIds { ids: vec![10, 0], type_ids: vec![1, 0] };
-        tables.sum_rows(&tokens, &[7, 3], &mut out).unwrap();
-        for i in 0..4 {
-            assert!(
-                (out[i] - (tables.word[40 + i] + tables.token_type[4 + i] + tables.position[28 + i])).abs()
-                    < 1e-15
-            );
-            assert!(
-                (out[4 + i] - (tables.word[i] + tables.token_type[i] + tables.position[12 + i])).abs()
-                    < 1e-15
-            );
-        }
-        for (id, kind, position, name) in [
-            (11, 0, 0, "input_ids"),
-            (0, 2, 0, "token_type_ids"),
-            (0, 0, 8, "positions"),
-            (u32::MAX, 0, 0, "input_ids"),
-        ] {
-            let tokens = TokenIds { ids: vec![id], type_ids: vec![kind] };
-            let got = tables.sum_rows(&tokens, &[position], &mut out[..4]);
-            assert!(matches!(got, Err(Error::Value(text)) if text.starts_with(name)), "{name}");
-        }
+        assert_eq!(state(&file, &config).unwrap(), want);
     }
 
     #[test]
@@ -411,7 +315,7 @@ pub(crate) mod tests {
         let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).check() else { panic!() };
         assert!(text.contains("encoder.layer.0.intermediate.dense.weight"), "{text}");
         assert!(text.contains("[7, 4]") && text.contains("[6, 4]"), "{text}");
-        assert!(BertTensors::new(&file, &config).encoder_state::<f32>().is_err());
+        assert!(state(&file, &config).is_err());
         config.intermediate_size = 6;
         config.num_hidden_layers = 1_000_000_000;
         let Err(Error::ModelFormat(text)) = BertTensors::new(&file, &config).check() else { panic!() };

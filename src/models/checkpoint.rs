@@ -9,7 +9,7 @@
 //! ```
 //!
 //! The small files are read first, and the headers of the weights compared with them, so that a folder that lies is
-//! refused before anything large is read.
+//! refused before anything large is read. The tokenizer, whose vocabulary takes as long as the weights, is read with them.
 //!
 //! The longest text is, as in sentence-transformers: `max_seq_length`, else `model_max_length`, and never more than the
 //! position table has rows. What `tokenizer.json` says of padding and truncation does not count.
@@ -27,17 +27,18 @@ use crate::models::tensor_data::Access;
 use crate::models::tokenizer::{Tokenizer, TokenizerOptions};
 use crate::models::weights::Weights;
 
-/// The contents of a model folder, checked; the weights still on disk.
+const TOKENIZER: &str = "tokenizer.json";
+
+/// The contents of a model folder, checked; what is large is still on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     /// The architecture.
     pub config: BertConfig,
     /// What follows the transformer.
     pub modules: Modules,
-    /// Text to ids.
-    pub tokenizer: Tokenizer,
     /// The weights, read on demand.
     pub tensors: Weights,
+    folder: Folder,
 }
 
 impl Checkpoint {
@@ -45,7 +46,7 @@ impl Checkpoint {
     ///
     /// # Errors
     /// `NotFound` for files that are not there, `ModelFormat` for damaged ones or ones that do not fit each other,
-    /// `Tokenizer` for a damaged tokenizer.json, `Unsupported` for a sound model that is not computed here.
+    /// `Unsupported` for a sound model that is not computed here.
     pub fn open(path: &Path, access: Access) -> Result<Self> {
         let root = Folder::open(path)?;
         let list = ModuleList::read(&root)?;
@@ -57,14 +58,23 @@ impl Checkpoint {
         let modules = Modules::open(&root, &list, config.hidden_size, access)?;
         let tensors = Weights::open(&folder, access)?;
         BertTensors::new(&tensors, &config).check()?;
-        let tokenizer = open_tokenizer(&folder, &config)?;
-        Ok(Self { config, modules, tokenizer, tensors })
+        if folder.file(TOKENIZER)?.is_none() {
+            return Err(folder.missing(TOKENIZER, ""));
+        }
+        Ok(Self { config, modules, tensors, folder })
+    }
+
+    /// Reads the tokenizer.
+    ///
+    /// # Errors
+    /// `Tokenizer` where tokenizer.json is damaged or does not fit the model, `ModelFormat` for the files beside it.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        open_tokenizer(&self.folder, &self.config)
     }
 }
 
 fn open_tokenizer(folder: &Folder, config: &BertConfig) -> Result<Tokenizer> {
-    const FILE: &str = "tokenizer.json";
-    let Some(bytes) = folder.bytes(FILE)? else { return Err(folder.missing(FILE, "")) };
+    let Some(bytes) = folder.bytes(TOKENIZER)? else { return Err(folder.missing(TOKENIZER, "")) };
     let sentence = folder.json("sentence_bert_config.json")?.unwrap_or(Value::Null);
     let tokenizer = folder.json("tokenizer_config.json")?.unwrap_or(Value::Null);
     // Absent lengths are written as 1e30 by transformers: larger than any table, hence cut by the next line.
@@ -84,7 +94,7 @@ fn open_tokenizer(folder: &Folder, config: &BertConfig) -> Result<Tokenizer> {
         truncate_left: tokenizer["truncation_side"] == "left",
         lower_case: sentence["do_lower_case"] == Value::Bool(true),
     };
-    Tokenizer::from_bytes(&bytes, &folder.path(FILE)?.display().to_string(), options)
+    Tokenizer::from_bytes(&bytes, &folder.path(TOKENIZER)?.display().to_string(), options)
 }
 
 #[cfg(test)]
@@ -135,9 +145,10 @@ mod tests {
     fn the_layout_of_sentence_transformers() {
         let dir = folder(&[]);
         let model = open(&dir).unwrap();
-        assert_eq!((&model.modules.poolings[..], model.tokenizer.max_length()), (&[Pooling::Mean][..], 5));
+        let tokenizer = model.tokenizer().unwrap();
+        assert_eq!((&model.modules.poolings[..], tokenizer.max_length()), (&[Pooling::Mean][..], 5));
         assert!(matches!(model.modules.steps[..], [Step::Normalize]));
-        assert_eq!(model.tokenizer.ids("a a a a a a").unwrap().ids.len(), 5);
+        assert_eq!(tokenizer.ids("a a a a a a").unwrap().ids.len(), 5);
     }
 
     #[test]
@@ -147,7 +158,8 @@ mod tests {
             std::fs::remove_file(dir.path().join(name)).unwrap();
         }
         let model = open(&dir).unwrap();
-        assert_eq!((&model.modules.poolings[..], model.tokenizer.max_length()), (&[Pooling::Mean][..], 8));
+        let tokenizer = model.tokenizer().unwrap();
+        assert_eq!((&model.modules.poolings[..], tokenizer.max_length()), (&[Pooling::Mean][..], 8));
         assert!(model.modules.steps.is_empty());
     }
 

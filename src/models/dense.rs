@@ -11,7 +11,6 @@ use crate::models::folder::Folder;
 use crate::models::tensor_data::Access;
 use crate::models::weights::Weights;
 use crate::nn::linear::Linear;
-use crate::nn::state::Tensor;
 use crate::ops::buffer::zeros;
 use crate::ops::linear::After;
 use crate::ops::rows::over_rows;
@@ -120,11 +119,8 @@ impl DenseFiles {
     /// # Errors
     /// `ModelFormat` where they cannot be read, `Memory`.
     pub fn load<T: Float>(&self) -> Result<Dense<T>> {
-        let shape = [self.out_features, self.in_features];
-        let weight = Tensor::new(&shape, self.weights.read("linear.weight", &shape)?);
-        let bias =
-            if self.bias { Some(self.weights.read("linear.bias", &[self.out_features])?) } else { None };
-        Ok(Dense { linear: Linear::new(weight, bias), activation: self.activation })
+        let (shape, bias) = ((self.out_features, self.in_features), self.bias.then_some("linear.bias"));
+        Ok(Dense { linear: self.weights.linear("linear.weight", bias, shape)?, activation: self.activation })
     }
 }
 

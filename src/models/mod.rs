@@ -11,7 +11,8 @@
 //! pooling      token rows to one row for each text
 //! dense        a product behind the pooling
 //! head         both, in the order of modules.json
-//! bert         Hugging Face's tensor names to torch's, and the embedding tables
+//! embeddings   ids to the rows that the encoder begins with
+//! bert         the tensors of a BERT, and the encoder made of them
 //! checkpoint   all of the above for one folder
 //! settings     what a folder says of how its model is meant to be used: prompts, similarity
 //! text_encoder the model in memory: texts to embeddings, hidden states, attention weights
@@ -24,6 +25,7 @@ pub mod bert;
 pub mod checkpoint;
 pub mod config;
 pub mod dense;
+pub mod embeddings;
 pub mod folder;
 pub mod head;
 pub mod modules;

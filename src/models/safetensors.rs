@@ -3,12 +3,13 @@
 //! The file is 8 bytes of length n, n bytes of JSON (name -> dtype, shape, byte range), then the data. The `safetensors`
 //! crate parses and checks the header (ranges without gap or overlap, each as long as its shape says); here names are
 //! checked to be told once, and the ranges compared with the length of the file before anything is allocated, so a
-//! header that lies costs nothing. Tensors are read one at a time into the vector that the model keeps: the file is
+//! header that lies costs nothing. Tensors, or some rows of one, are read straight to where they are wanted: the file is
 //! never held whole.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::io::Read;
+use std::ops::Range;
 
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
@@ -16,6 +17,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Vi
 use crate::error::{Error, Result};
 use crate::models::folder::Folder;
 use crate::models::tensor_data::{Access, Source, Table, is_float};
+use crate::ops::buffer::zeros;
 use crate::simd::Float;
 
 /// Bytes of the longest header that is read: 60,000 tensors. Real ones stay below 1 MB, and one of this length is
@@ -106,9 +108,34 @@ impl TensorFile {
     /// # Errors
     /// As [`TensorFile::check`]; `ModelFormat` where it cannot be read, `Memory`.
     pub fn read<T: Float>(&self, name: &str, shape: &[usize]) -> Result<Vec<T>> {
-        let mut out = Vec::new();
-        self.append(name, shape, &mut out)?;
+        let info = self.info(name, shape)?;
+        // The header was compared with the file's length, so this is no more than the file holds.
+        let mut out = zeros(shape.iter().product()).map_err(|e| match e {
+            Error::Memory(what) => Error::Memory(format!("{}: tensor {name}: {what}", self.label)),
+            other => other,
+        })?;
+        self.fill(name, info, 0, &mut out)?;
         Ok(out)
+    }
+
+    /// Rows `rows` of a tensor that must have `shape` (rows, columns), widened to `T`.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read`].
+    ///
+    /// # Panics
+    /// If `out` is not as long as the rows, or the tensor has fewer.
+    pub fn rows<T: Float>(
+        &self,
+        name: &str,
+        shape: [usize; 2],
+        rows: Range<usize>,
+        out: &mut [T],
+    ) -> Result<()> {
+        assert!(rows.end <= shape[0] && out.len() == rows.len() * shape[1], "rows of a tensor");
+        let info = self.info(name, &shape)?;
+        let (start, end) = info.data_offsets;
+        self.fill(name, info, (end - start) / shape[0].max(1) * rows.start, out)
     }
 
     /// As [`TensorFile::read`], but left in the file where that is mapped and holds numbers of T.
@@ -124,20 +151,10 @@ impl TensorFile {
         }
     }
 
-    /// As [`TensorFile::read`], at the end of a vector: stacked projections are read in place.
-    ///
-    /// # Errors
-    /// As [`TensorFile::read`].
-    pub fn append<T: Float>(&self, name: &str, shape: &[usize], out: &mut Vec<T>) -> Result<()> {
-        let info = self.info(name, shape)?;
-        // The header was compared with the file's length, so this is no more than the file holds.
-        let count: usize = shape.iter().product();
-        let start = out.len();
-        out.try_reserve_exact(count)
-            .map_err(|e| Error::Memory(format!("{}: tensor {name} of shape {shape:?}: {e}", self.label)))?;
-        out.resize(start + count, T::ZERO);
-        let at = self.data_start + info.data_offsets.0 as u64;
-        match self.source.fill(info.dtype, at, &mut out[start..]) {
+    /// Reads from `skip` bytes behind the start of a tensor.
+    fn fill<T: Float>(&self, name: &str, info: &TensorInfo, skip: usize, out: &mut [T]) -> Result<()> {
+        let at = self.data_start + (info.data_offsets.0 + skip) as u64;
+        match self.source.fill(info.dtype, at, out) {
             Some(done) => done.map_err(|e| self.broken(name, e)),
             None => Err(Error::Internal(format!("tensor {name}: a dtype that was checked"))),
         }
@@ -330,6 +347,31 @@ mod tests {
             let Err(Error::ModelFormat(text)) = open(dir.path()) else { panic!("{part}") };
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn some_rows_of_a_tensor() {
+        let dir = tempfile::tempdir().unwrap();
+        let x: Vec<f32> = (0..12).map(|i| i as f32 - 6.5).collect();
+        let wide = x.iter().flat_map(|v| f64::from(*v).to_le_bytes()).collect();
+        let half = x.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect();
+        let own = x.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let shape = vec![4, 3];
+        let all = [
+            ("bf16", Dtype::BF16, shape.clone(), half),
+            ("f32", Dtype::F32, shape.clone(), own),
+            ("f64", Dtype::F64, shape, wide),
+        ];
+        write(dir.path(), &all);
+        let file = open(dir.path()).unwrap();
+        for (name, ..) in &all {
+            for rows in [0..4, 0..1, 1..3, 3..4, 4..4] {
+                let mut out = vec![0.0f32; 3 * rows.len()];
+                file.rows(name, [4, 3], rows.clone(), &mut out).unwrap();
+                assert_eq!(out, x[3 * rows.start..3 * rows.end], "{name}");
+            }
+        }
+        assert!(matches!(file.rows("f32", [3, 4], 0..1, &mut [0.0; 4]), Err(Error::ModelFormat(_))));
     }
 
     #[test]

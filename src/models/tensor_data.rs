@@ -33,43 +33,35 @@ pub enum Access {
 
 /// An open file of tensors.
 #[derive(Debug)]
-pub(super) enum Source {
-    Read(File),
-    Mapped(Arc<Mmap>),
+pub(super) struct Source {
+    file: File,
+    map: Option<Arc<Mmap>>,
 }
 
 impl Source {
     /// Takes a file of `length` bytes.
     pub(super) fn new(file: File, length: u64, access: Access) -> io::Result<Self> {
         if access == Access::Read {
-            return Ok(Self::Read(file));
+            return Ok(Self { file, map: None });
         }
         // SAFETY: the caller of `Access::Mapped` promises that the file keeps its length and contents.
         let map = unsafe { Mmap::map(&file) }?;
         if map.len() as u64 == length {
-            Ok(Self::Mapped(Arc::new(map)))
+            Ok(Self { file, map: Some(Arc::new(map)) })
         } else {
             Err(io::Error::other("the file changed its length while it was opened"))
         }
     }
 
-    /// Fills `bytes` from position `at`.
+    /// Fills `bytes` from position `at`. What is copied is read even where the file is mapped: pages that were looked at
+    /// through the map would count as this process's memory from then on.
     pub(super) fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {
-        match self {
-            Self::Read(file) => file.read_exact_at(bytes, at),
-            Self::Mapped(map) => {
-                let start = usize::try_from(at).unwrap_or(usize::MAX);
-                let end = start.saturating_add(bytes.len());
-                let source = map.get(start..end).ok_or(io::ErrorKind::UnexpectedEof)?;
-                bytes.copy_from_slice(source);
-                Ok(())
-            }
-        }
+        self.file.read_exact_at(bytes, at)
     }
 
     /// The numbers in a range of bytes where they lie, if the file is mapped and they are numbers of T in place.
     pub(super) fn table<T: Float>(&self, dtype: Dtype, range: Range<usize>) -> Option<Table<T>> {
-        let Self::Mapped(map) = self else { return None };
+        let map = self.map.as_ref()?;
         let here =
             is_own(dtype, T::NAME) && bytemuck::try_cast_slice::<u8, T>(map.get(range.clone())?).is_ok();
         here.then(|| Table::Mapped { map: Arc::clone(map), range })

@@ -10,6 +10,7 @@
 //! `encode` cuts lists of texts into such batches; this file holds the model and what it does with one batch.
 
 mod encode;
+mod load;
 mod packed;
 #[cfg(test)]
 mod tests;
@@ -18,23 +19,20 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::models::bert::{BertTensors, Embeddings};
 use crate::models::checkpoint::Checkpoint;
 use crate::models::config::BertConfig;
+use crate::models::embeddings::Embeddings;
 use crate::models::head::Head;
 use crate::models::pooling::Pooling;
 use crate::models::tensor_data::Access;
 use crate::models::tokenizer::{Tokenizer, Tokens};
-use crate::nn::attention::{AttentionConfig, WantedHeads};
+use crate::nn::attention::WantedHeads;
 use crate::nn::encoder::{Encoder, StackCall, StackOutput};
-use crate::nn::encoder_layer::LayerConfig;
-use crate::nn::init::Init;
-use crate::nn::norm::NormKind;
-use crate::nn::state::{Loader, Module, State};
 use crate::nn::tokens::Layout;
 use crate::ops::buffer::zeros;
 use crate::simd::Float;
 pub use encode::{EncodeCall, Encoded, Text, TextStates, TokenCount};
+use load::load;
 pub use packed::Packed;
 
 /// What a caller may change of a model.
@@ -66,18 +64,17 @@ impl<T: Float> TextEncoder<T> {
     /// Loads the model in a folder.
     ///
     /// # Errors
-    /// Those of [`Checkpoint::open`]; `ModelFormat` for weights that do not fit the config; `Value` for options that
-    /// do not fit the model.
+    /// Those of [`Checkpoint::open`] and [`Checkpoint::tokenizer`]; `ModelFormat` for weights that cannot be read;
+    /// `Value` for options that do not fit the model; `Memory`, `Interrupted`.
     pub fn open(folder: &Path, options: TextEncoderOptions) -> Result<Self> {
         let access = if options.mmap { Access::Mapped } else { Access::Read };
-        let Checkpoint { config, modules, mut tokenizer, tensors } = Checkpoint::open(folder, access)?;
+        let checkpoint = Checkpoint::open(folder, access)?;
+        let (mut tokenizer, embeddings, encoder) = load(&checkpoint)?;
+        let Checkpoint { config, modules, .. } = checkpoint;
         if let Some(max_length) = options.max_length {
             set_max_length(&mut tokenizer, max_length, &config)?;
         }
         let head = Head::load(&modules, options.pooling, config.hidden_size)?;
-        let tensors = BertTensors::new(&tensors, &config);
-        let embeddings = tensors.embeddings()?;
-        let encoder = build(&config, tensors.encoder_state()?)?;
         Ok(Self { network: Arc::new(Network { config, head, embeddings, encoder }), tokenizer })
     }
 
@@ -169,32 +166,6 @@ fn set_max_length(tokenizer: &mut Tokenizer, max_length: usize, config: &BertCon
         )));
     }
     tokenizer.set_max_length(max_length)
-}
-
-/// The encoder of a BERT: norms behind the parts, none at the end.
-fn build<T: Float>(c: &BertConfig, state: State<T>) -> Result<Encoder<T>> {
-    let layer = LayerConfig {
-        attention: AttentionConfig::new(
-            c.hidden_size,
-            c.num_attention_heads,
-            None,
-            None,
-            (None, None),
-            true,
-            0.0,
-        )?,
-        d_ff: c.intermediate_size,
-        activation: c.hidden_act.activation(),
-        norm: NormKind::Layer,
-        norm_first: false,
-        layer_norm_eps: c.layer_norm_eps,
-        gated: false,
-    };
-    let mut loader = Loader::new(state)?;
-    let encoder =
-        Encoder::new(c.num_hidden_layers, layer, false, None, &mut Init::zeros())?.load("", &mut loader)?;
-    loader.finish(true)?;
-    Ok(encoder)
 }
 
 /// Attention weights of one text or pair.

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::models::folder::Folder;
 use crate::models::safetensors::TensorFile;
 use crate::models::tensor_data::{Access, Table};
+use crate::nn::linear::Linear;
 use crate::simd::Float;
 
 const FILE: &str = "model.safetensors";
@@ -123,12 +124,21 @@ impl Weights {
         self.file_with(name, shape)?.table(name, shape)
     }
 
-    /// As [`TensorFile::append`].
+    /// The linear map of a weight (N, K) and, where it is named, a bias (N). The rows of the weight go through the caches
+    /// into the panels.
     ///
     /// # Errors
     /// As [`TensorFile::read`].
-    pub fn append<T: Float>(&self, name: &str, shape: &[usize], out: &mut Vec<T>) -> Result<()> {
-        self.file_with(name, shape)?.append(name, shape, out)
+    pub fn linear<T: Float>(
+        &self,
+        weight: &str,
+        bias: Option<&str>,
+        (n, k): (usize, usize),
+    ) -> Result<Linear<T>> {
+        let bias = bias.map(|name| self.read(name, &[n])).transpose()?;
+        let file = self.file_with(weight, &[n, k])?;
+        file.check(weight, &[n, k])?;
+        Linear::read((n, k), bias, |rows, out| file.rows(weight, [n, k], rows, out))
     }
 }
 

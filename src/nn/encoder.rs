@@ -76,13 +76,21 @@ pub struct StackOutput<T> {
 
 impl<T: Float> Encoder<T> {
     /// The same in another float type.
-    pub fn cast<U: Float>(&self) -> Encoder<U> {
-        Encoder {
-            layers: self.layers.iter().map(EncoderLayer::cast).collect(),
+    ///
+    /// # Errors
+    /// As [`EncoderLayer::cast`].
+    pub fn cast<U: Float>(&self) -> Result<Encoder<U>> {
+        Ok(Encoder {
+            layers: self.layers.iter().map(EncoderLayer::cast).collect::<Result<_>>()?,
             config: self.config.clone(),
             positions: self.positions,
             norm: self.norm.as_ref().map(Norm::cast),
-        }
+        })
+    }
+
+    /// A stack of given layers, without a final norm and without positions.
+    pub fn from_layers(config: LayerConfig, layers: Vec<EncoderLayer<T>>) -> Self {
+        Self { layers, config, positions: None, norm: None }
     }
 
     /// Parameters as torch begins with them.
@@ -232,15 +240,20 @@ impl<T: Float> Encoder<T> {
 }
 
 impl<T: Float> Module<T> for Encoder<T> {
-    fn state(&self) -> State<T> {
+    fn state(&self) -> Result<State<T>> {
         let mut state = Vec::new();
         for (n, layer) in self.layers.iter().enumerate() {
-            state.extend(prefixed(&format!("layers.{n}."), layer.state()));
+            state.extend(prefixed(&format!("layers.{n}."), layer.state()?));
         }
         if let Some(norm) = &self.norm {
-            state.extend(prefixed("norm.", norm.state()));
+            state.extend(prefixed("norm.", norm.state()?));
         }
-        state
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        let norm = self.norm.as_ref().map_or(0, Module::num_parameters);
+        self.layers.iter().map(Module::num_parameters).sum::<usize>() + norm
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {

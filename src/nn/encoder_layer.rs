@@ -76,14 +76,27 @@ pub struct LayerBuffers<T: Float> {
 
 impl<T: Float> EncoderLayer<T> {
     /// The same in another float type.
-    pub fn cast<U: Float>(&self) -> EncoderLayer<U> {
-        EncoderLayer {
+    ///
+    /// # Errors
+    /// As [`Linear::cast`](super::linear::Linear::cast).
+    pub fn cast<U: Float>(&self) -> Result<EncoderLayer<U>> {
+        Ok(EncoderLayer {
             config: self.config.clone(),
-            attention: self.attention.cast(),
-            feed_forward: self.feed_forward.cast(),
+            attention: self.attention.cast()?,
+            feed_forward: self.feed_forward.cast()?,
             norm1: self.norm1.cast(),
             norm2: self.norm2.cast(),
-        }
+        })
+    }
+
+    /// A layer with given parameters.
+    pub fn from_parts(
+        config: LayerConfig,
+        attention: MultiHeadAttention<T>,
+        feed_forward: FeedForward<T>,
+        [norm1, norm2]: [Norm<T>; 2],
+    ) -> Self {
+        Self { config, attention, feed_forward, norm1, norm2 }
     }
 
     /// Parameters as torch begins with them.
@@ -182,12 +195,17 @@ impl<T: Float> EncoderLayer<T> {
 }
 
 impl<T: Float> Module<T> for EncoderLayer<T> {
-    fn state(&self) -> State<T> {
-        let mut state: State<T> = prefixed("self_attn.", self.attention.state()).collect();
-        state.extend(self.feed_forward.state());
-        state.extend(prefixed("norm1.", self.norm1.state()));
-        state.extend(prefixed("norm2.", self.norm2.state()));
-        state
+    fn state(&self) -> Result<State<T>> {
+        let mut state: State<T> = prefixed("self_attn.", self.attention.state()?).collect();
+        state.extend(self.feed_forward.state()?);
+        state.extend(prefixed("norm1.", self.norm1.state()?));
+        state.extend(prefixed("norm2.", self.norm2.state()?));
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        let norms = self.norm1.num_parameters() + self.norm2.num_parameters();
+        self.attention.num_parameters() + self.feed_forward.num_parameters() + norms
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {

@@ -3,7 +3,6 @@
 //! A batch with enough rows for all threads goes through in blocks of [`BLOCK_ROWS`], each a task of its own: the wide hidden
 //! rows of a block stay in the second-level cache of the core that made them, and no buffer grows with the batch.
 
-use super::attention::parameters::{linear_state, load_linear};
 use super::dropout::{drop_out, site_key};
 use super::init::Init;
 use super::linear::Linear;
@@ -44,14 +43,22 @@ pub struct HiddenRows<T: Float> {
 
 impl<T: Float> FeedForward<T> {
     /// The same in another float type.
-    pub fn cast<U: Float>(&self) -> FeedForward<U> {
-        FeedForward {
-            up: self.up.cast(),
-            gate: self.gate.as_ref().map(Linear::cast),
-            down: self.down.cast(),
+    ///
+    /// # Errors
+    /// As [`Linear::cast`].
+    pub fn cast<U: Float>(&self) -> Result<FeedForward<U>> {
+        Ok(FeedForward {
+            up: self.up.cast()?,
+            gate: self.gate.as_ref().map(Linear::cast).transpose()?,
+            down: self.down.cast()?,
             activation: self.activation,
             dropout: self.dropout,
-        }
+        })
+    }
+
+    /// A part without a gate and without dropout, with given parameters: up (F, D), down (D, F).
+    pub fn from_parts(up: Linear<T>, down: Linear<T>, activation: Activation) -> Self {
+        Self { up, gate: None, down, activation, dropout: 0.0 }
     }
 
     /// Parameters as torch begins with them.
@@ -68,8 +75,8 @@ impl<T: Float> FeedForward<T> {
     ) -> Result<Self> {
         let mut linear = |n: usize, k: usize| -> Result<Linear<T>> {
             let weight = init.linear(&[n, k], k)?;
-            let bias = if bias { Some(init.linear(&[n], k)?.data) } else { None };
-            Ok(Linear::new(weight, bias))
+            let bias = if bias { Some(init.linear(&[n], k)?.vector()?) } else { None };
+            weight.map((n, k), bias)
         };
         Ok(Self {
             up: linear(d_ff, d_model)?,
@@ -147,23 +154,28 @@ impl<T: Float> FeedForward<T> {
 }
 
 impl<T: Float> Module<T> for FeedForward<T> {
-    fn state(&self) -> State<T> {
-        let mut state: State<T> = prefixed("linear1.", linear_state(&self.up)).collect();
+    fn state(&self) -> Result<State<T>> {
+        let mut state: State<T> = prefixed("linear1.", self.up.state()?).collect();
         if let Some(gate) = &self.gate {
-            state.extend(prefixed("linear_gate.", linear_state(gate)));
+            state.extend(prefixed("linear_gate.", gate.state()?));
         }
-        state.extend(prefixed("linear2.", linear_state(&self.down)));
-        state
+        state.extend(prefixed("linear2.", self.down.state()?));
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        let maps = [Some(&self.up), self.gate.as_ref(), Some(&self.down)];
+        maps.into_iter().flatten().map(Linear::num_parameters).sum()
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
         Ok(Self {
-            up: load_linear(&self.up, &format!("{prefix}linear1."), loader)?,
+            up: self.up.load(&format!("{prefix}linear1."), loader)?,
             gate: match &self.gate {
-                Some(gate) => Some(load_linear(gate, &format!("{prefix}linear_gate."), loader)?),
+                Some(gate) => Some(gate.load(&format!("{prefix}linear_gate."), loader)?),
                 None => None,
             },
-            down: load_linear(&self.down, &format!("{prefix}linear2."), loader)?,
+            down: self.down.load(&format!("{prefix}linear2."), loader)?,
             activation: self.activation,
             dropout: self.dropout,
         })
@@ -208,8 +220,8 @@ mod tests {
     /// What the first lines of this file say, in plain loops.
     fn twin(part: &FeedForward<f64>, x: &[f64]) -> Vec<f64> {
         let map = |linear: &Linear<f64>, x: &[f64]| -> Vec<f64> {
-            let bias = linear.bias.as_deref().expect("a bias");
-            let rows = linear.weight.data.chunks_exact(linear.k()).zip(bias);
+            let (weight, bias) = (linear.weight().unwrap(), linear.bias().expect("a bias"));
+            let rows = weight.data.chunks_exact(linear.k()).zip(bias);
             rows.map(|(w, b)| w.iter().zip(x).map(|(w, x)| w * x).sum::<f64>() + b).collect()
         };
         let act = |hidden: Vec<f64>| hidden.into_iter().map(|h| naive::activation(Activation::Silu, h));

@@ -1,54 +1,44 @@
 //! First values of parameters: torch's distributions, drawn by a counter, so that a seed means the same everywhere.
+//!
+//! The counter makes each number a function of its place, so weights are drawn in any order and by several threads,
+//! straight into their panels.
 
-use super::state::Tensor;
+use std::ops::Range;
+
+use super::linear::Linear;
 use crate::error::Result;
 use crate::ops::buffer::{elements, zeros};
 use crate::philox::philox4x32;
 use crate::simd::Float;
 
-/// Draws numbers in order from a key.
+/// Gives each parameter its numbers, in order, from a key.
 #[derive(Clone, Debug)]
 pub struct Init {
-    /// None for zeros.
-    key: Option<u64>,
+    key: u64,
     next: u64,
 }
 
 impl Init {
     /// Begins at the first number of a key.
     pub fn new(key: u64) -> Self {
-        Self { key: Some(key), next: 0 }
-    }
-
-    /// Zeros, for parameters that are loaded next: drawing those of `MiniLM` takes twice as long as loading them.
-    pub fn zeros() -> Self {
-        Self { key: None, next: 0 }
+        Self { key, next: 0 }
     }
 
     /// Uniform in (-bound, bound).
     ///
     /// # Errors
-    /// `Shape` for too many numbers, `Memory`.
-    pub fn uniform<T: Float>(&mut self, shape: &[usize], bound: f64) -> Result<Tensor<T>> {
-        let mut data = zeros(elements("parameters", shape)?)?;
-        let Some(key) = self.key else { return Ok(Tensor::new(shape, data)) };
-        let key = [key as u32, (key >> 32) as u32];
-        for x in &mut data {
-            let [low, high, ..] = philox4x32([self.next as u32, (self.next >> 32) as u32, 1, 0], key);
-            self.next += 1;
-            let bits = u64::from(low) | u64::from(high) << 32;
-            // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
-            let unit = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            *x = T::from_f64((2.0 * unit - 1.0) * bound);
-        }
-        Ok(Tensor::new(shape, data))
+    /// `Shape` for too many numbers.
+    pub fn uniform(&mut self, shape: &[usize], bound: f64) -> Result<Draws> {
+        let draws = Draws { key: self.key, first: self.next, len: elements("parameters", shape)?, bound };
+        self.next += draws.len as u64;
+        Ok(draws)
     }
 
     /// Glorot and Bengio 2010: uniform with bound sqrt(6 / (fan in + fan out)).
     ///
     /// # Errors
     /// As [`Self::uniform`].
-    pub fn xavier<T: Float>(&mut self, shape: &[usize], fans: usize) -> Result<Tensor<T>> {
+    pub fn xavier(&mut self, shape: &[usize], fans: usize) -> Result<Draws> {
         self.uniform(shape, (6.0 / fans.max(1) as f64).sqrt())
     }
 
@@ -56,7 +46,72 @@ impl Init {
     ///
     /// # Errors
     /// As [`Self::uniform`].
-    pub fn linear<T: Float>(&mut self, shape: &[usize], fan_in: usize) -> Result<Tensor<T>> {
+    pub fn linear(&mut self, shape: &[usize], fan_in: usize) -> Result<Draws> {
         self.uniform(shape, 1.0 / (fan_in.max(1) as f64).sqrt())
+    }
+}
+
+/// The numbers of one parameter, drawn when they are asked for.
+#[derive(Clone, Debug)]
+pub struct Draws {
+    key: u64,
+    first: u64,
+    len: usize,
+    bound: f64,
+}
+
+impl Draws {
+    /// Writes the numbers from place `start` on.
+    fn fill<T: Float>(&self, start: usize, out: &mut [T]) {
+        let key = [self.key as u32, (self.key >> 32) as u32];
+        for (counter, x) in (self.first + start as u64..).zip(out) {
+            let [low, high, ..] = philox4x32([counter as u32, (counter >> 32) as u32, 1, 0], key);
+            let bits = u64::from(low) | u64::from(high) << 32;
+            // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
+            let unit = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+            *x = T::from_f64((2.0 * unit - 1.0) * self.bound);
+        }
+    }
+
+    /// All of them.
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub fn vector<T: Float>(&self) -> Result<Vec<T>> {
+        let mut numbers = zeros(self.len)?;
+        self.fill(0, &mut numbers);
+        Ok(numbers)
+    }
+
+    /// A linear map with them as its weight (N, K), and a bias (N).
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    ///
+    /// # Panics
+    /// If they are not N K numbers, or the bias not N.
+    pub fn map<T: Float>(&self, (n, k): (usize, usize), bias: Option<Vec<T>>) -> Result<Linear<T>> {
+        assert_eq!(self.len, n * k, "numbers of a weight");
+        Linear::read((n, k), bias, |rows: Range<usize>, out: &mut [T]| {
+            self.fill(rows.start * k, out);
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::testing::assert_same_bits;
+
+    #[test]
+    fn maps_hold_the_numbers_of_their_places() {
+        let mut init = Init::new(7);
+        let (a, b) = (init.linear(&[700, 300], 300).unwrap(), init.linear(&[700], 300).unwrap());
+        let all: Vec<f32> = Init::new(7).linear(&[700, 301], 300).unwrap().vector().unwrap();
+        let map = a.map((700, 300), Some(b.vector().unwrap())).unwrap();
+        assert_same_bits(&map.weight().unwrap().data, &all[..700 * 300]);
+        assert_same_bits(map.bias().unwrap(), &all[700 * 300..]);
+        assert!(init.uniform(&[usize::MAX, 2], 1.0).is_err());
     }
 }

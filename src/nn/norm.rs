@@ -41,6 +41,11 @@ impl<T: Float> Norm<T> {
         Self { kind, eps, weight: vec![T::ONE; d_model], bias }
     }
 
+    /// A norm with given parameters.
+    pub fn from_parts(kind: NormKind, eps: f64, weight: Vec<T>, bias: Option<Vec<T>>) -> Self {
+        Self { kind, eps, weight, bias }
+    }
+
     /// Normalizes dense rows of `x` into `out`.
     ///
     /// # Errors
@@ -62,15 +67,19 @@ impl<T: Float> Norm<T> {
 }
 
 impl<T: Float> Module<T> for Norm<T> {
-    fn state(&self) -> State<T> {
+    fn state(&self) -> Result<State<T>> {
         let mut state = vec![("weight".to_owned(), Tensor::new(&[self.weight.len()], self.weight.clone()))];
         state.extend(self.bias.as_ref().map(|b| ("bias".to_owned(), Tensor::new(&[b.len()], b.clone()))));
-        state
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        self.weight.len() + self.bias.as_ref().map_or(0, Vec::len)
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
         let weight = loader.take_vec(&format!("{prefix}weight"), Some(&self.weight))?.unwrap_or_default();
-        let bias = loader.take_vec(&format!("{prefix}bias"), self.bias.as_ref())?;
+        let bias = loader.take_vec(&format!("{prefix}bias"), self.bias.as_deref())?;
         Ok(Self { kind: self.kind, eps: self.eps, weight, bias })
     }
 }

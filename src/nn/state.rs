@@ -1,6 +1,6 @@
 //! Parameters by name, in torch's names wherever torch could hold the layer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use crate::error::{Error, Result};
 
@@ -19,20 +19,6 @@ impl<T: Copy> Tensor<T> {
         assert_eq!(shape.iter().product::<usize>(), data.len(), "numbers of a tensor");
         Self { shape: shape.to_vec(), data }
     }
-
-    /// The numbers as another type.
-    pub fn cast<U: Copy>(&self, f: impl Fn(T) -> U) -> Tensor<U> {
-        Tensor { shape: self.shape.clone(), data: self.data.iter().map(|&x| f(x)).collect() }
-    }
-
-    /// Rows `range` of the first axis.
-    #[must_use]
-    pub fn rows(&self, range: std::ops::Range<usize>) -> Self {
-        let width: usize = self.shape[1..].iter().product();
-        let mut shape = self.shape.clone();
-        shape[0] = range.len();
-        Self { data: self.data[range.start * width..range.end * width].to_vec(), shape }
-    }
 }
 
 /// Parameters in the order in which a layer names them.
@@ -44,10 +30,9 @@ const KNOWN_BUFFERS: [&str; 4] = ["position_ids", "token_type_ids", "inv_freq", 
 /// Prefixes that wrappers of a model put before every name.
 const PREFIXES: [&str; 3] = ["module.", "_orig_mod.", "bert."];
 
-/// Hands out the parameters of a state by name and shape, and knows at the end which were never asked for.
+/// Hands out the parameters of a state by name and shape, each once, and knows at the end which were never asked for.
 pub struct Loader<T> {
     given: BTreeMap<String, Tensor<T>>,
-    used: BTreeSet<String>,
     missing: Vec<String>,
 }
 
@@ -74,41 +59,41 @@ impl<T: Copy> Loader<T> {
                 all.insert(short.to_owned(), tensor);
             }
         }
-        Ok(Self { given: all, used: BTreeSet::new(), missing: Vec::new() })
+        Ok(Self { given: all, missing: Vec::new() })
     }
 
-    /// Whether a parameter is there.
+    /// Whether a parameter is there and was not taken yet.
     pub fn has(&self, name: &str) -> bool {
         self.given.contains_key(name)
     }
 
-    /// A parameter of the given shape, or `current` where it is missing (which [`Self::finish`] reports).
+    /// A parameter of the given shape, or none where it is missing (which [`Self::finish`] reports).
     ///
     /// # Errors
     /// `Shape` where it has another shape.
-    pub fn take(&mut self, name: &str, current: &Tensor<T>) -> Result<Tensor<T>> {
-        let Some(tensor) = self.given.get(name) else {
+    pub fn take(&mut self, name: &str, shape: &[usize]) -> Result<Option<Tensor<T>>> {
+        let Some(tensor) = self.given.remove(name) else {
             self.missing.push(name.to_owned());
-            return Ok(current.clone());
+            return Ok(None);
         };
-        if tensor.shape != current.shape {
+        if tensor.shape != shape {
             return Err(Error::Shape(format!(
-                "state: {name}: expected shape {:?}, got {:?}",
-                current.shape, tensor.shape
+                "state: {name}: expected shape {shape:?}, got {:?}",
+                tensor.shape
             )));
         }
-        self.used.insert(name.to_owned());
-        Ok(tensor.clone())
+        Ok(Some(tensor))
     }
 
-    /// The same for a parameter that the layer may be without.
+    /// A parameter of one axis in the place of `current`, which stays where it is missing; none where the layer is
+    /// without.
     ///
     /// # Errors
     /// As [`Self::take`].
-    pub fn take_vec(&mut self, name: &str, current: Option<&Vec<T>>) -> Result<Option<Vec<T>>> {
+    pub fn take_vec(&mut self, name: &str, current: Option<&[T]>) -> Result<Option<Vec<T>>> {
         let Some(current) = current else { return Ok(None) };
-        let current = Tensor::new(&[current.len()], current.clone());
-        Ok(Some(self.take(name, &current)?.data))
+        let given = self.take(name, &[current.len()])?;
+        Ok(Some(given.map_or_else(|| current.to_vec(), |tensor| tensor.data)))
     }
 
     /// Says what was missing and what was left over.
@@ -116,8 +101,7 @@ impl<T: Copy> Loader<T> {
     /// # Errors
     /// `Value` where `strict` and either is not empty.
     pub fn finish(self, strict: bool) -> Result<()> {
-        let left: Vec<&str> =
-            self.given.keys().filter(|n| !self.used.contains(*n)).map(String::as_str).collect();
+        let left: Vec<&str> = self.given.keys().map(String::as_str).collect();
         if !strict || (left.is_empty() && self.missing.is_empty()) {
             return Ok(());
         }
@@ -134,8 +118,14 @@ impl<T: Copy> Loader<T> {
 
 /// What has parameters that can be read and loaded by name.
 pub trait Module<T>: Sized {
-    /// The parameters, in order.
-    fn state(&self) -> State<T>;
+    /// Copies of the parameters, in order.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    fn state(&self) -> Result<State<T>>;
+
+    /// How many numbers the parameters have.
+    fn num_parameters(&self) -> usize;
 
     /// The same with the parameters of a state; those missing stay.
     ///
@@ -161,18 +151,20 @@ mod tests {
     fn prefixes_are_cut_and_buffers_left_out() {
         let given = [("module._orig_mod.w", 2), ("bert.embeddings.position_ids", 5)];
         let mut loader = Loader::new(given.map(|(n, k)| (n.to_owned(), tensor(k)))).unwrap();
-        assert_eq!(loader.take("w", &tensor(2)).unwrap(), tensor(2));
+        assert_eq!(loader.take("w", &[2]).unwrap(), Some(tensor(2)));
         loader.finish(true).unwrap();
     }
 
     #[test]
     fn what_does_not_fit_is_named() {
         let mut loader = Loader::new([("a".to_owned(), tensor(2)), ("c".to_owned(), tensor(1))]).unwrap();
-        let error = loader.take("a", &tensor(3)).unwrap_err().to_string();
+        let error = loader.take("a", &[3]).unwrap_err().to_string();
         assert!(error.contains('a') && error.contains("[3]") && error.contains("[2]"), "{error}");
-        loader.take("b", &tensor(4)).unwrap();
+        let mut loader = Loader::new([("a".to_owned(), tensor(2)), ("c".to_owned(), tensor(1))]).unwrap();
+        assert_eq!(loader.take("b", &[4]).unwrap(), None);
+        assert_eq!(loader.take_vec("d", Some(&[5.0])).unwrap(), Some(vec![5.0]));
         let error = loader.finish(true).unwrap_err().to_string();
-        assert!(error.contains("missing b") && error.contains("unexpected a, c"), "{error}");
+        assert!(error.contains("missing b, d") && error.contains("unexpected a, c"), "{error}");
         assert!(Loader::new([("x.bias_k".to_owned(), tensor(1))]).is_err());
     }
 }

@@ -1,13 +1,16 @@
 //! out = activation(x · wᵀ + bias) + residual over rows, split over threads by rows and by columns, never by K.
 
+use std::ops::Range;
+
 use ndarray::ArrayView2;
 
 use super::aligned::{Aligned, with_scratch};
+use super::buffer::zeros;
 use super::try_parallel;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::kernels::gemm::{Epilogue, OutRows, Product};
-use crate::kernels::pack::{PackRows, Panels, packed_len};
+use crate::kernels::pack::{PackRows, Panels, UnpackRows, packed_len};
 use crate::simd::{Float, Isa, Kernel, Simd, active};
 use crate::threads::{checkpoint, parallel};
 
@@ -17,6 +20,9 @@ const TASK_ROWS: usize = 72;
 
 /// Multiply-adds below which a second thread costs more than it brings: about ten microseconds of work.
 const WORTH_A_THREAD: usize = 400_000;
+
+/// Numbers of weights that are read at a time, before they are packed: they are still in the second-level cache then.
+const READ_NUMBERS: usize = 1 << 16;
 
 /// Weights (N, K) of a product, packed for the instruction set in use, and their bias (N).
 pub struct PackedLinear<T> {
@@ -141,6 +147,63 @@ impl<T: Float> PackedLinear<T> {
             return parallel(1, |_| (0..row_tasks).for_each(|r| task(r, 0)));
         }
         parallel(row_tasks * column_tasks, |i| task(i / column_tasks, i % column_tasks))
+    }
+
+    /// Packs weights (N, K) that `rows` writes where it is told to, some whole rows at a time and from several threads,
+    /// so that they are never in memory twice. `bias` has N numbers.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`, and the errors of `rows`.
+    ///
+    /// # Panics
+    /// If `bias` does not have N numbers.
+    pub fn read(
+        (n, k): (usize, usize),
+        bias: Option<Vec<T>>,
+        rows: impl Fn(Range<usize>, &mut [T]) -> Result<()> + Sync,
+    ) -> Result<Self> {
+        assert!(bias.as_ref().is_none_or(|b| b.len() == n), "one number of the bias for each row");
+        let isa = active()?;
+        let (lanes, nv) = T::dispatch(isa, Width);
+        let mut data = Aligned::zeros(packed_len(n, k, lanes))?;
+        let out = OutRows::new(&mut data[..]);
+        let task_rows = lanes * nv * (READ_NUMBERS / (k * lanes * nv).max(1)).max(1);
+        try_parallel(n.div_ceil(task_rows), |task| {
+            let at = task * task_rows..n.min((task + 1) * task_rows);
+            with_scratch(at.len() * k, |w: &mut [T]| {
+                rows(at.clone(), w)?;
+                // SAFETY: each task packs the panels of its own rows.
+                let out = unsafe { out.slice(at.start * k, packed_len(at.len(), k, lanes)) };
+                T::dispatch(isa, PackRows { w, ldw: k, n: at.len(), k, out, nv });
+                Ok(())
+            })
+        })?;
+        Ok(Self { data, bias, n, k, isa })
+    }
+
+    /// The weights (N, K), row-major: those that were packed, bit for bit.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn unpack(&self) -> Result<Vec<T>> {
+        let (n, k) = (self.n, self.k);
+        let (lanes, nv) = T::dispatch(self.isa, Width);
+        let mut rows = zeros(n * k)?;
+        let out = OutRows::new(&mut rows[..]);
+        let task_rows = if n * k < WORTH_A_THREAD { n.next_multiple_of(lanes * nv) } else { lanes * nv };
+        parallel(n.div_ceil(task_rows.max(1)), |task| {
+            let at = task * task_rows..n.min((task + 1) * task_rows);
+            let panels = &self.data[at.start * k..][..packed_len(at.len(), k, lanes)];
+            // SAFETY: each task writes its own rows.
+            let out = unsafe { out.slice(at.start * k, at.len() * k) };
+            T::dispatch(self.isa, UnpackRows { panels, n: at.len(), k, out, nv });
+        })?;
+        Ok(rows)
+    }
+
+    /// The bias (N).
+    pub fn bias(&self) -> Option<&[T]> {
+        self.bias.as_deref()
     }
 }
 

@@ -9,14 +9,22 @@ use crate::simd::Float;
 
 impl<T: Float> MultiHeadAttention<T> {
     /// The same in another float type.
-    pub fn cast<U: Float>(&self) -> MultiHeadAttention<U> {
-        MultiHeadAttention {
+    ///
+    /// # Errors
+    /// As [`Linear::cast`].
+    pub fn cast<U: Float>(&self) -> Result<MultiHeadAttention<U>> {
+        Ok(MultiHeadAttention {
             config: self.config.clone(),
-            q: self.q.cast(),
-            k: self.k.cast(),
-            v: self.v.cast(),
-            out: self.out.cast(),
-        }
+            q: self.q.cast()?,
+            k: self.k.cast()?,
+            v: self.v.cast()?,
+            out: self.out.cast()?,
+        })
+    }
+
+    /// A layer with given projections of the widths that the config names.
+    pub fn from_parts(config: AttentionConfig, [q, k, v, out]: [Linear<T>; 4]) -> Self {
+        Self { config, q, k, v, out }
     }
 
     /// Parameters as torch begins with them: projections of Glorot and Bengio, biases of zero.
@@ -30,17 +38,13 @@ impl<T: Float> MultiHeadAttention<T> {
             if config.is_packed() { 4 * config.d_model } else { rows + columns }
         };
         let bias = |n: usize| config.bias.then(|| vec![T::ZERO; n]);
-        let q = init.xavier(&[wide, config.d_model], fans(wide, config.d_model))?;
-        let k = init.xavier(&[narrow, config.key_dim], fans(narrow, config.key_dim))?;
-        let v = init.xavier(&[narrow, config.value_dim], fans(narrow, config.value_dim))?;
-        let out = init.linear(&[config.d_model, wide], wide)?;
-        Ok(Self {
-            q: Linear::new(q, bias(wide)),
-            k: Linear::new(k, bias(narrow)),
-            v: Linear::new(v, bias(narrow)),
-            out: Linear::new(out, bias(config.d_model)),
-            config,
-        })
+        let mut projection = |n: usize, k: usize| init.xavier(&[n, k], fans(n, k))?.map((n, k), bias(n));
+        let q = projection(wide, config.d_model)?;
+        let k = projection(narrow, config.key_dim)?;
+        let v = projection(narrow, config.value_dim)?;
+        let out =
+            init.linear(&[config.d_model, wide], wide)?.map((config.d_model, wide), bias(config.d_model))?;
+        Ok(Self { config, q, k, v, out })
     }
 
     /// A layer without some heads: their rows of the projections and columns of the output projection are gone.
@@ -71,141 +75,114 @@ impl<T: Float> MultiHeadAttention<T> {
             )));
         }
         let e = config.head_dim;
-        let out_weight: Vec<T> = self
-            .out
-            .weight
-            .data
+        let out_weight = self.out.weight()?.data;
+        let out_weight: Vec<T> = out_weight
             .chunks_exact(config.query_width())
             .flat_map(|row| kept.iter().flat_map(|&h| row[h * e..(h + 1) * e].iter().copied()))
             .collect();
         let config =
             AttentionConfig { num_heads: kept.len(), num_kv_heads: kept_groups.len(), ..config.clone() };
         Ok(Self {
-            q: keep_rows(&self.q, &kept, e),
-            k: keep_rows(&self.k, &kept_groups, e),
-            v: keep_rows(&self.v, &kept_groups, e),
-            out: Linear::new(
-                Tensor::new(&[config.d_model, config.query_width()], out_weight),
-                self.out.bias.clone(),
-            ),
+            q: keep_rows(&self.q, &kept, e)?,
+            k: keep_rows(&self.k, &kept_groups, e)?,
+            v: keep_rows(&self.v, &kept_groups, e)?,
+            out: Linear::new((config.d_model, config.query_width()), &out_weight, self.out.bias())?,
             config,
         })
     }
 }
 
 impl<T: Float> Module<T> for MultiHeadAttention<T> {
-    fn state(&self) -> State<T> {
+    fn state(&self) -> Result<State<T>> {
         let config = &self.config;
         let mut state = Vec::new();
         let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
         if config.is_packed() {
-            let mut all = Vec::with_capacity(3 * self.q.weight.data.len());
+            let mut all = Vec::with_capacity(3 * config.d_model * config.d_model);
             for (_, p) in parts {
-                all.extend_from_slice(&p.weight.data);
+                all.extend(p.weight()?.data);
             }
             state
                 .push(("in_proj_weight".to_owned(), Tensor::new(&[3 * config.d_model, config.d_model], all)));
         } else if config.fits_torch() {
-            state.extend(parts.map(|(x, p)| (format!("{x}_proj_weight"), p.weight.clone())));
+            for (x, p) in parts {
+                state.push((format!("{x}_proj_weight"), p.weight()?));
+            }
         }
         if config.fits_torch() {
             if config.bias {
-                let all: Vec<T> =
-                    parts.iter().flat_map(|(_, p)| p.bias.clone().unwrap_or_default()).collect();
+                let all = parts.map(|(_, p)| p.bias().unwrap_or_default()).concat();
                 state.push(("in_proj_bias".to_owned(), Tensor::new(&[all.len()], all)));
             }
         } else {
             for (x, p) in parts {
-                state.extend(prefixed(&format!("{x}_proj."), linear_state(p)));
+                state.extend(prefixed(&format!("{x}_proj."), p.state()?));
             }
         }
-        state.extend(prefixed("out_proj.", linear_state(&self.out)));
-        state
+        state.extend(prefixed("out_proj.", self.out.state()?));
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        [&self.q, &self.k, &self.v, &self.out].map(Linear::num_parameters).iter().sum()
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
         let name = |rest: &str| format!("{prefix}{rest}");
         let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
-        let heights = parts.map(|(_, p)| p.n());
-        let mut weights: Vec<Tensor<T>> = Vec::new();
-        let mut biases: Vec<Option<Vec<T>>> = Vec::new();
+        let mut loaded = Vec::with_capacity(4);
         let split = loader.has(&name("q_proj.weight"))
             || !(self.config.fits_torch()
                 || loader.has(&name("in_proj_weight"))
                 || loader.has(&name("q_proj_weight")));
         if split {
             for (x, p) in parts {
-                let loaded = load_linear(p, &name(&format!("{x}_proj.")), loader)?;
-                weights.push(loaded.weight);
-                biases.push(loaded.bias);
+                loaded.push(p.load(&name(&format!("{x}_proj.")), loader)?);
             }
         } else {
-            let same_width = parts.iter().all(|(_, p)| p.k() == self.q.k());
-            if same_width && !loader.has(&name("q_proj_weight")) {
-                let all: Vec<T> = parts.iter().flat_map(|(_, p)| p.weight.data.iter().copied()).collect();
-                let all = Tensor::new(&[heights.iter().sum(), self.q.k()], all);
-                let all = loader.take(&name("in_proj_weight"), &all)?;
-                let mut at = 0;
-                for n in heights {
-                    weights.push(all.rows(at..at + n));
-                    at += n;
-                }
-            } else {
-                for (x, p) in parts {
-                    weights.push(loader.take(&name(&format!("{x}_proj_weight")), &p.weight)?);
+            let height = parts.iter().map(|(_, p)| p.n()).sum();
+            let stacked =
+                parts.iter().all(|(_, p)| p.k() == self.q.k()) && !loader.has(&name("q_proj_weight"));
+            let all =
+                if stacked { loader.take(&name("in_proj_weight"), &[height, self.q.k()])? } else { None };
+            let mut own = [None, None, None];
+            if !stacked {
+                for ((x, p), own) in parts.iter().zip(&mut own) {
+                    *own = loader.take(&name(&format!("{x}_proj_weight")), &[p.n(), p.k()])?;
                 }
             }
-            let current: Option<Vec<T>> = self
-                .config
-                .bias
-                .then(|| parts.iter().flat_map(|(_, p)| p.bias.clone().unwrap_or_default()).collect());
-            let all = loader.take_vec(&name("in_proj_bias"), current.as_ref())?;
+            let bias = parts.map(|(_, p)| p.bias().unwrap_or_default()).concat();
+            let bias = loader.take_vec(&name("in_proj_bias"), self.config.bias.then_some(&bias[..]))?;
             let mut at = 0;
-            for n in heights {
-                biases.push(all.as_ref().map(|b| b[at..at + n].to_vec()));
+            for ((_, p), own) in parts.into_iter().zip(own) {
+                let (n, k) = (p.n(), p.k());
+                let current;
+                let weight = match (&all, &own) {
+                    (Some(all), _) => &all.data[at * k..(at + n) * k],
+                    (None, Some(own)) => &own.data[..],
+                    (None, None) => {
+                        current = p.weight()?;
+                        &current.data[..]
+                    }
+                };
+                loaded.push(Linear::new((n, k), weight, bias.as_ref().map(|b| &b[at..at + n]))?);
                 at += n;
             }
         }
-        let mut linears = weights.into_iter().zip(biases).map(|(w, b)| Linear::new(w, b));
-        let mut next = || linears.next().expect("three projections");
-        Ok(Self {
-            q: next(),
-            k: next(),
-            v: next(),
-            out: load_linear(&self.out, &name("out_proj."), loader)?,
-            config: self.config.clone(),
-        })
+        loaded.push(self.out.load(&name("out_proj."), loader)?);
+        let parts = loaded.try_into().expect("four projections");
+        Ok(Self::from_parts(self.config.clone(), parts))
     }
 }
 
-fn keep_rows<T: Float>(linear: &Linear<T>, heads: &[usize], e: usize) -> Linear<T> {
+fn keep_rows<T: Float>(linear: &Linear<T>, heads: &[usize], e: usize) -> Result<Linear<T>> {
     let width = linear.k();
-    let data = heads
-        .iter()
-        .flat_map(|h| linear.weight.data[h * e * width..(h + 1) * e * width].iter().copied())
-        .collect();
-    let bias = linear
-        .bias
-        .as_ref()
-        .map(|b| heads.iter().flat_map(|h| b[h * e..(h + 1) * e].iter().copied()).collect());
-    Linear::new(Tensor::new(&[heads.len() * e, width], data), bias)
-}
-
-/// `weight` and `bias` of a linear map.
-pub(crate) fn linear_state<T: Float>(linear: &Linear<T>) -> State<T> {
-    let mut state = vec![("weight".to_owned(), linear.weight.clone())];
-    state.extend(linear.bias.as_ref().map(|b| ("bias".to_owned(), Tensor::new(&[b.len()], b.clone()))));
-    state
-}
-
-/// A linear map with the parameters of a state.
-pub(crate) fn load_linear<T: Float>(
-    linear: &Linear<T>,
-    prefix: &str,
-    loader: &mut Loader<T>,
-) -> Result<Linear<T>> {
-    let weight = loader.take(&format!("{prefix}weight"), &linear.weight)?;
-    Ok(Linear::new(weight, loader.take_vec(&format!("{prefix}bias"), linear.bias.as_ref())?))
+    let weight = linear.weight()?.data;
+    let rows: Vec<T> =
+        heads.iter().flat_map(|h| weight[h * e * width..(h + 1) * e * width].iter().copied()).collect();
+    let bias: Option<Vec<T>> =
+        linear.bias().map(|b| heads.iter().flat_map(|h| b[h * e..(h + 1) * e].iter().copied()).collect());
+    Linear::new((heads.len() * e, width), &rows, bias.as_deref())
 }
 
 #[cfg(test)]
@@ -227,29 +204,29 @@ mod tests {
     /// Loads a state into a layer of the same form and other parameters; returns the state that is then there.
     fn reload(layer: &MultiHeadAttention<f32>, state: State<f32>) -> State<f32> {
         let other = MultiHeadAttention::new(layer.config.clone(), &mut Init::new(6)).unwrap();
-        assert_ne!(other.state(), layer.state());
+        assert_ne!(other.state().unwrap(), layer.state().unwrap());
         let mut loader = Loader::new(state).unwrap();
         let loaded = other.load("", &mut loader).unwrap();
         loader.finish(true).unwrap();
-        loaded.state()
+        loaded.state().unwrap()
     }
 
     /// The form of separate layers, as checkpoints that torch's module does not fit have it.
     fn split(layer: &MultiHeadAttention<f32>) -> State<f32> {
         [("q_proj.", &layer.q), ("k_proj.", &layer.k), ("v_proj.", &layer.v), ("out_proj.", &layer.out)]
             .into_iter()
-            .flat_map(|(name, part)| prefixed(name, linear_state(part)))
+            .flat_map(|(name, part)| prefixed(name, part.state().unwrap()))
             .collect()
     }
 
     #[test]
     fn names_are_torchs_where_it_could_hold_the_layer() {
-        let packed = layer((3, 3, 4), (12, 12), true).state();
+        let packed = layer((3, 3, 4), (12, 12), true).state().unwrap();
         assert_eq!(names(&packed), ["in_proj_weight", "in_proj_bias", "out_proj.weight", "out_proj.bias"]);
         assert_eq!(packed[0].1.shape, [36, 12]);
-        let widths = layer((3, 3, 4), (7, 9), false).state();
+        let widths = layer((3, 3, 4), (7, 9), false).state().unwrap();
         assert_eq!(names(&widths), ["q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight"]);
-        let grouped = layer((6, 2, 2), (12, 12), false).state();
+        let grouped = layer((6, 2, 2), (12, 12), false).state().unwrap();
         assert_eq!(names(&grouped), ["q_proj.weight", "k_proj.weight", "v_proj.weight", "out_proj.weight"]);
     }
 
@@ -258,8 +235,10 @@ mod tests {
         for bias in [false, true] {
             for (heads, widths) in [((3, 3, 4), (12, 12)), ((3, 3, 4), (7, 9)), ((6, 2, 2), (12, 12))] {
                 let layer = layer(heads, widths, bias);
-                assert_eq!(reload(&layer, layer.state()), layer.state());
-                assert_eq!(reload(&layer, split(&layer)), layer.state());
+                let state = layer.state().unwrap();
+                assert_eq!(reload(&layer, state.clone()), state);
+                assert_eq!(reload(&layer, split(&layer)), state);
+                assert_eq!(layer.num_parameters(), state.iter().map(|(_, t)| t.data.len()).sum::<usize>());
             }
         }
     }
@@ -270,10 +249,11 @@ mod tests {
         let pruned = whole.prune(&[1]).unwrap();
         assert_eq!((pruned.config.num_heads, pruned.config.num_kv_heads), (2, 2));
         for (small, large) in [(&pruned.q, &whole.q), (&pruned.k, &whole.k), (&pruned.v, &whole.v)] {
-            assert_eq!(small.weight.rows(0..4), large.weight.rows(0..4));
-            assert_eq!(small.weight.rows(4..8), large.weight.rows(8..12));
+            let (small, large) = (small.weight().unwrap().data, large.weight().unwrap().data);
+            assert_eq!(small, [&large[..4 * 12], &large[8 * 12..]].concat());
         }
-        for (small, large) in pruned.out.weight.data.chunks(8).zip(whole.out.weight.data.chunks(12)) {
+        let (small, large) = (pruned.out.weight().unwrap().data, whole.out.weight().unwrap().data);
+        for (small, large) in small.chunks(8).zip(large.chunks(12)) {
             assert_eq!(small, [&large[..4], &large[8..]].concat());
         }
         // Groups of three queries: one whole group may go, or one head of each.

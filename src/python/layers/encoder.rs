@@ -12,7 +12,7 @@ use super::stack::{Given, LayerArguments, call, repr_of_layer, set_layer};
 use crate::nn::encoder::{Encoder, Positions};
 use crate::nn::encoder_layer::LayerConfig;
 use crate::nn::init::Init;
-use crate::python::boundary::entry;
+use crate::python::boundary::{compute, entry};
 use crate::python::keywords::no_more;
 use crate::python::masks::MaskArguments;
 use crate::python::rng::key as rng_key;
@@ -264,11 +264,12 @@ impl PyEncoder {
     /// Encoder
     fn to(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
         entry(|| {
+            let (py, work) = (dtype.py(), self.held.num_parameters());
             let wide = is_f64(dtype)?;
             Ok(Self::of(with_layer!(self.held.get(), |stack| if wide {
-                Either::F64(Arc::new(stack.cast()))
+                Either::F64(Arc::new(compute(py, work, || stack.cast())?))
             } else {
-                Either::F32(Arc::new(stack.cast()))
+                Either::F32(Arc::new(compute(py, work, || stack.cast())?))
             })))
         })
     }

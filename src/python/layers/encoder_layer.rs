@@ -14,7 +14,7 @@ use crate::nn::encoder::Encoder;
 use crate::nn::encoder_layer::LayerConfig;
 use crate::nn::init::Init;
 use crate::nn::state::{Loader, Module, State};
-use crate::python::boundary::entry;
+use crate::python::boundary::{compute, entry};
 use crate::python::keywords::no_more;
 use crate::python::masks::MaskArguments;
 use crate::python::rng::key as rng_key;
@@ -25,8 +25,12 @@ use crate::simd::Float;
 struct OneLayer<T>(Encoder<T>);
 
 impl<T: Float> Module<T> for OneLayer<T> {
-    fn state(&self) -> State<T> {
+    fn state(&self) -> Result<State<T>> {
         self.0.layers[0].state()
+    }
+
+    fn num_parameters(&self) -> usize {
+        self.0.layers[0].num_parameters()
     }
 
     fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
@@ -275,11 +279,12 @@ impl PyEncoderLayer {
     /// EncoderLayer
     fn to(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
         entry(|| {
+            let (py, work) = (dtype.py(), self.held.num_parameters());
             let wide = is_f64(dtype)?;
             Ok(Self::of(with_layer!(self.held.get(), |layer| if wide {
-                Either::F64(Arc::new(OneLayer(layer.0.cast())))
+                Either::F64(Arc::new(OneLayer(compute(py, work, || layer.0.cast())?)))
             } else {
-                Either::F32(Arc::new(OneLayer(layer.0.cast())))
+                Either::F32(Arc::new(OneLayer(compute(py, work, || layer.0.cast())?)))
             })))
         })
     }

@@ -13,6 +13,7 @@ use pyo3::types::{PyDict, PyString};
 use crate::error::{Error, Result};
 use crate::nn::state::{Loader, Module, State, Tensor};
 use crate::python::arrays::Operand;
+use crate::python::boundary::compute;
 use crate::python::dtypes::{Kind, Source};
 use crate::python::outputs::array;
 use crate::simd::Float;
@@ -48,7 +49,7 @@ pub(crate) use with_layer;
 /// The layer of a Python object.
 pub struct Held<A, B>(RwLock<Either<A, B>>);
 
-impl<A: Module<f32>, B: Module<f64>> Held<A, B> {
+impl<A: Module<f32> + Send + Sync, B: Module<f64> + Send + Sync> Held<A, B> {
     /// Holds a layer.
     pub fn new(layer: Either<A, B>) -> Self {
         Self(RwLock::new(layer))
@@ -77,21 +78,12 @@ impl<A: Module<f32>, B: Module<f64>> Held<A, B> {
     /// # Errors
     /// `MemoryError`.
     pub fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        match self.get() {
-            Either::F32(layer) => dict(py, layer.state()),
-            Either::F64(layer) => dict(py, layer.state()),
-        }
+        with_layer!(self.get(), |layer| dict(py, compute(py, layer.num_parameters(), || layer.state())?))
     }
 
     /// How many numbers the parameters have.
     pub fn num_parameters(&self) -> usize {
-        fn count<T>(state: &State<T>) -> usize {
-            state.iter().map(|(_, t)| t.data.len()).sum()
-        }
-        match self.get() {
-            Either::F32(layer) => count(&layer.state()),
-            Either::F64(layer) => count(&layer.state()),
-        }
+        with_layer!(self.get(), |layer| layer.num_parameters())
     }
 
     /// NumPy's name of the dtype.
@@ -103,7 +95,11 @@ impl<A: Module<f32>, B: Module<f64>> Held<A, B> {
     }
 }
 
-fn load<T: Float + Element, L: Module<T>>(layer: &L, state: &Bound<'_, PyAny>, strict: bool) -> PyResult<L> {
+fn load<T, L>(layer: &L, state: &Bound<'_, PyAny>, strict: bool) -> PyResult<L>
+where
+    T: Float + Element,
+    L: Module<T> + Send + Sync,
+{
     let mut given = Vec::new();
     let wrong = || Error::Type("state: expected a mapping of names to arrays".into());
     let items = state.call_method0("items").map_err(|_| wrong())?;
@@ -118,9 +114,11 @@ fn load<T: Float + Element, L: Module<T>>(layer: &L, state: &Bound<'_, PyAny>, s
         given.push((name, tensor));
     }
     let mut loader = Loader::new(given)?;
-    let new = layer.load("", &mut loader)?;
-    loader.finish(strict)?;
-    Ok(new)
+    compute(state.py(), layer.num_parameters(), || {
+        let new = layer.load("", &mut loader)?;
+        loader.finish(strict)?;
+        Ok(new)
+    })
 }
 
 fn read_tensor<T: Float + Element>(value: &Bound<'_, PyAny>) -> PyResult<Tensor<T>> {

@@ -276,11 +276,12 @@ impl PyMultiHeadAttention {
     /// MultiHeadAttention
     fn to(&self, dtype: &Bound<'_, PyAny>) -> PyResult<Self> {
         entry(|| {
+            let (py, work) = (dtype.py(), self.held.num_parameters());
             let wide = is_f64(dtype)?;
             Ok(Self::of(with_layer!(self.held.get(), |layer| if wide {
-                Either::F64(Arc::new(layer.cast()))
+                Either::F64(Arc::new(compute(py, work, || layer.cast())?))
             } else {
-                Either::F32(Arc::new(layer.cast()))
+                Either::F32(Arc::new(compute(py, work, || layer.cast())?))
             })))
         })
     }
