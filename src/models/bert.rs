@@ -19,6 +19,7 @@
 //!
 //! Tensors of the pooler, of heads and buffers such as `embeddings.position_ids` are not asked for.
 
+use crate::account::at;
 use crate::error::{Error, Result};
 use crate::kernels::gemm::OutRows;
 use crate::kernels::norm::LayerNorm;
@@ -242,6 +243,7 @@ impl<T: Float> Embeddings<T> {
     /// # Panics
     /// If the lengths of `tokens`, `positions` and `out` do not fit.
     pub fn sum_rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
+        at!(Embedding);
         let d = self.d;
         assert_eq!(tokens.type_ids.len(), tokens.ids.len(), "one type for each id");
         assert_eq!(positions.len(), tokens.ids.len(), "one position for each id");
