@@ -162,7 +162,8 @@ def main() -> None:
             rows = []
             for work in works:
                 rows.append(measure(work, threads, options, ordinary, second))
-                print(table(rows[-1:]), flush=True)
+                lines = table(rows).splitlines()
+                print("\n".join(lines if len(rows) == 1 else lines[-1:]), flush=True)
             tables[threads] = rows
     body = section(tables, make_command(sys.argv[1:]))
     print(f"\n{body}")

@@ -27,19 +27,19 @@ pub struct Part {
 
 impl Drop for Part {
     fn drop(&mut self) {
-        turn(self.outer);
+        let (_, now) = turn(self.outer);
         if self.outer.is_none() {
             settle();
         }
         if let Some(began) = self.call {
-            CALLS.fetch_add(ticks().saturating_sub(began), Ordering::Relaxed);
+            CALLS.fetch_add(now.saturating_sub(began), Ordering::Relaxed);
         }
     }
 }
 
 /// Begins a stage.
 pub fn stage(stage: Stage) -> Part {
-    Part { outer: turn(Some(stage)), call: None }
+    Part { outer: turn(Some(stage)).0, call: None }
 }
 
 /// Goes on with another stage.
@@ -49,13 +49,16 @@ pub fn turn_to(stage: Stage) {
 
 /// Begins a whole call, by the thread that makes it.
 pub fn call() -> Part {
-    Part { call: Some(ticks()), ..stage(Stage::Other) }
+    let (outer, now) = turn(Some(Stage::Other));
+    Part { outer, call: Some(now) }
 }
 
-/// A call, not a few instructions here and there: kernels should change as little as can be.
+/// Marks the clock; returns the stage before and the time. A call, not a few instructions here and there: kernels should
+/// change as little as can be.
 #[inline(never)]
-fn turn(stage: Option<Stage>) -> Option<Stage> {
-    LEDGER.with_borrow_mut(|ledger| ledger.turn(stage, ticks()))
+fn turn(stage: Option<Stage>) -> (Option<Stage>, u64) {
+    let now = ticks();
+    (LEDGER.with_borrow_mut(|ledger| ledger.turn(stage, now)), now)
 }
 
 /// Adds what this thread was charged to the totals.
@@ -114,4 +117,31 @@ fn ticks_of_a_mark() -> f64 {
         turn_to(Stage::Other);
     }
     (ticks() - first) as f64 / f64::from(MARKS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn here() -> Option<Stage> {
+        let (stage, _) = turn(None);
+        turn(stage);
+        stage
+    }
+
+    #[test]
+    fn parts_begin_and_end_with_their_blocks() {
+        assert_eq!(here(), None);
+        let call = call();
+        assert_eq!(here(), Some(Stage::Other));
+        {
+            let _part = stage(Stage::AttentionProduct);
+            turn_to(Stage::Softmax);
+            assert_eq!(here(), Some(Stage::Softmax));
+        }
+        assert_eq!(here(), Some(Stage::Other));
+        drop(call);
+        assert_eq!(here(), None);
+        assert_eq!(LEDGER.with_borrow(|ledger| ledger.spans), [0; STAGES]);
+    }
 }
