@@ -24,6 +24,8 @@ from benchmarks.account_table import Measured, Spent, legend, middle, table
 
 TASK_ROWS = 72
 """Rows that a thread takes at a time (src/ops/linear.rs): as many are multiplied alone."""
+BOTH = [1, 2]
+"""Numbers of threads in the page."""
 
 
 class Build:
@@ -128,9 +130,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--ordinary", type=Path, default=Path("target/bench"), help="folder of the build")
     parser.add_argument("--accounted", type=Path, default=Path("target/account"), help="of that with clocks")
-    parser.add_argument(
-        "--threads", type=int, nargs="+", default=[1, 2], help="a table for each (default 1 2)"
-    )
+    parser.add_argument("--threads", type=int, nargs="+", default=BOTH, help="a table for each (default 1 2)")
     parser.add_argument("--seconds", type=float, default=0.2, help="of a turn, at least (default 0.2)")
     parser.add_argument("--turns", type=int, default=9, help="of each build for each row (default 9)")
     parser.add_argument("--rows", default="", metavar="TEXT", help="only rows whose name contains this")
@@ -148,7 +148,7 @@ def make_command(argv: Sequence[str]) -> str:
 
 
 def main() -> None:
-    """Measure, print, and write the page if no row was left out."""
+    """Measure, print, and write the page if nothing was left out."""
     options = arguments()
     works = [work for work in WORKS if options.rows in work.name]
     if not works:
@@ -167,12 +167,14 @@ def main() -> None:
             tables[threads] = rows
     body = section(tables, make_command(sys.argv[1:]))
     print(f"\n{body}")
-    if options.write and works == WORKS:
+    if options.write and works == WORKS and options.threads == BOTH:
         page = options.write.read_text(encoding="utf-8")
         options.write.write_text(
             report.replace_block(page, "account", body, "make account"), encoding="utf-8"
         )
         print(f"\nwritten to {options.write}")
+    else:
+        print("\nno page is written: that takes all rows on 1 and on 2 threads, and --write")
 
 
 if __name__ == "__main__":
