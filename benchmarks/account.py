@@ -41,6 +41,7 @@ class Build:
             text=True,
         )
         if self._read()["accounts"] is not accounts:
+            self._process.communicate()
             raise RuntimeError(f"{folder}: expected a build {'with' if accounts else 'without'} an account")
 
     def __enter__(self) -> Self:

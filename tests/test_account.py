@@ -1,9 +1,11 @@
 """The account of `make account`: its arithmetic, its table, and that the ordinary build reads no clock."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import headwise
 from benchmarks import account, account_child, report
 from benchmarks.account_child import WORKS, Work
 from benchmarks.account_table import ITEMS, Measured, Spent, legend, middle, table
@@ -112,6 +114,22 @@ class TestBursts:
         assert taken["seconds"] > 0
         assert taken["peak"] > 0
         assert (taken["count"], taken["account"]) == (1, {})
+
+
+class TestBuild:
+    FOLDER = Path(headwise.__file__).parent.parent
+
+    def test_a_process_answers_until_it_is_left(self):
+        with account.Build(self.FOLDER, accounts=False) as build:
+            for rows in (3, 5):
+                taken = build.ask(1, 0.0, product=(rows, 8, 4))
+                assert taken["seconds"] > 0
+                assert taken["account"] == {}
+        assert build._process.returncode == 0
+
+    def test_the_wrong_build_is_refused(self):
+        with pytest.raises(RuntimeError, match="expected a build with an account"):
+            account.Build(self.FOLDER, accounts=True)
 
 
 class TestWorks:
