@@ -23,13 +23,15 @@ BENCH_PYTHON ?= $(or $(wildcard $(BENCH_PEERS)/bin/python),$(PY))
 BENCH_OPTIONS ?=
 BENCH_PAGE ?= docs/performance.md
 BENCH_PATH := PYTHONPATH=target/bench:.
+# `make account`: options of benchmarks/account.py; the page is the same.
+ACCOUNT_OPTIONS ?=
 # More options for pytest, for instance PYTEST_OPTIONS="-x -k masks".
 PYTEST_OPTIONS ?=
 # Clippy and the crate's tests with feature "python" link against the interpreter that the wheel is for.
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
-.PHONY: help demo test test-old-cpu bench bench-peers lint format docs develop wheel golden clean
+.PHONY: help demo test test-old-cpu bench bench-peers account lint format docs develop wheel golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +53,9 @@ bench: minilm target/bench ## measure beside the machine's limits and the peers 
 
 bench-peers: minilm target/bench ## set up the peers of `make bench` in target/bench-peers (some gigabytes)
 	$(BENCH_PATH) benchmarks/setup_peers.sh $(BENCH_PEERS) $(PY)
+
+account: minilm target/bench target/account ## say where the time of models goes between the machine's peak and what is reached
+	$(BENCH_PATH) $(PY) -m benchmarks.account $(if $(BENCH_PAGE),--write $(BENCH_PAGE)) $(ACCOUNT_OPTIONS)
 
 lint: lint-rust lint-python ## formatters and linters of both languages, layers, types, stubs, docstrings
 
@@ -95,6 +100,7 @@ lint-rust: rust $(VENV)/.build
 	time $(PY) tests/check_layers.py
 	time $(CARGO) clippy --locked --all-targets --quiet -- -D warnings
 	time $(CARGO) clippy --locked --features python --quiet -- -D warnings
+	time $(CARGO) clippy --locked --features python,account --quiet -- -D warnings
 	time RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 
 test-rust: lint-rust
@@ -145,6 +151,14 @@ $(VENV)/.docs: requirements/docs.txt $(VENV)/.test
 target/bench: $(VENV)/.installed
 	rm -rf $@
 	$(PY) -m pip install --quiet --no-deps --target $@ dist/headwise-*.whl
+	@touch $@
+
+# The same with clocks in the kernels; built apart, so that neither build undoes the other.
+target/account: $(VENV)/.installed
+	rm -rf $@ target/account-wheel
+	$(VENV)/bin/maturin build --release --locked --quiet --interpreter $(PY) --features python,account \
+	  --target-dir target/account-build --out target/account-wheel
+	$(PY) -m pip install --quiet --no-deps --target $@ target/account-wheel/headwise-*.whl
 	@touch $@
 
 $(VENV)/.installed: $(SOURCES) $(VENV)/.build | rust

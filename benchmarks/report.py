@@ -55,12 +55,12 @@ def markdown_table(results: Sequence[Result]) -> str:
     """Return a table for the documentation; the fastest contestant of each row is bold."""
     peers = contestants(results)[1:]
     titles = header(peers)
-    lines = [_markdown(titles), _markdown(["---", *["---:"] * (len(titles) - 1)])]
+    lines = [markdown_row(titles), markdown_row(["---", *["---:"] * (len(titles) - 1)])]
     for result in results:
         row = cells(result, peers)
         fastest = min(result.seconds, key=result.seconds.__getitem__)
         row[titles.index(fastest)] = f"**{row[titles.index(fastest)]}**"
-        lines.append(_markdown(row))
+        lines.append(markdown_row(row))
     return "\n".join(lines)
 
 
@@ -88,12 +88,12 @@ def facts_list(facts: Mapping[str, str]) -> str:
     return "\n".join(f"- {name}: {value}" for name, value in facts.items())
 
 
-def replace_block(page: str, name: str, body: str) -> str:
+def replace_block(page: str, name: str, body: str, writer: str = "make bench") -> str:
     """Return the page with the generated block of this name replaced, or added at the end.
 
     A block stands between ``<!-- begin NAME ... -->`` and ``<!-- end NAME -->``.
     """
-    begin, end = f"<!-- begin {name}: written by `make bench` -->", f"<!-- end {name} -->"
+    begin, end = f"<!-- begin {name}: written by `{writer}` -->", f"<!-- end {name} -->"
     block = f"{begin}\n\n{body.strip()}\n\n{end}"
     pattern = re.compile(rf"<!-- begin {re.escape(name)}\b[^\n]*-->\n.*?{re.escape(end)}", re.DOTALL)
     replaced, count = pattern.subn(lambda _: block, page)
@@ -102,7 +102,8 @@ def replace_block(page: str, name: str, body: str) -> str:
     return replaced if count else f"{page.rstrip()}\n\n{block}\n"
 
 
-def _markdown(row: Sequence[str]) -> str:
+def markdown_row(row: Sequence[str]) -> str:
+    """Return one line of a table."""
     return "| " + " | ".join(row) + " |"
 
 

@@ -11,12 +11,14 @@
 //! simd     the only intrinsics: a vector trait, a token per instruction set, dispatch
 //! ```
 //!
-//! `error` and `threads` serve all of them. The law that every layer keeps: the bits of an output row depend
+//! `error` and `threads` serve all of them, and so does `account`, which is empty but for the build that `make account`
+//! measures. The law that every layer keeps: the bits of an output row depend
 //! only on its own input and the parameters.
 //!
 //! Shape letters: B batch, H query heads, Hk key/value heads, L query length, S key length, E head width of
 //! queries and keys, Ev head width of values, D model width, F feed-forward width, T tokens of a packed batch.
 
+pub mod account;
 pub mod error;
 pub mod kernels;
 pub mod models;

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
+use crate::account::at;
 use crate::error::{Error, Result};
 pub use fp::with_default_fp;
 pub use panics::{catching, quiet_caught_panics};
@@ -306,6 +307,7 @@ impl Job {
             if index >= self.tasks {
                 return;
             }
+            at!(Other);
             let outer = INSIDE.replace(self);
             // SAFETY: this thread is the caller itself, or a worker between `enter` and `leave`: `f` is alive.
             let result = catching(|| with_default_fp(|| unsafe { (self.run)(self.f, index) }));
@@ -339,6 +341,7 @@ pub fn parallel<F: Fn(usize) + Sync>(tasks: usize, f: F) -> Result<()> {
     if tasks == 0 {
         return Ok(());
     }
+    at!(Threads);
     let outer = INSIDE.get();
     let helpers = if outer.is_null() { num_threads()?.min(tasks) - 1 } else { 0 };
     let pool = if helpers == 0 { None } else { pool(helpers) };

@@ -1,8 +1,8 @@
 """Check that the crate's imports point down only, and that each layer keeps to its means.
 
 ``python -> models -> nn -> ops -> kernels -> simd``: a file may name its own layer and those below.
-``error``, ``threads`` and ``philox`` serve all layers and may themselves use only one another and
-``simd``. Beyond the order:
+``account``, ``error``, ``threads`` and ``philox`` serve all layers and may themselves use only one
+another and ``simd``. Beyond the order:
 
 - intrinsics (``std::arch``) are named in ``src/simd`` alone; ``threads`` may set the floating-point mode by
   ``asm!``;
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LAYERS = ["simd", "kernels", "ops", "nn", "models", "python"]
-SERVANTS = ["error", "threads", "philox"]
+SERVANTS = ["account", "error", "threads", "philox"]
 
 # What a servant may use; a layer may use what is at or below it, and the servants.
 ALLOWED = {name: {*LAYERS[: height + 1], *SERVANTS} for height, name in enumerate(LAYERS)}

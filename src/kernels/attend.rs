@@ -26,6 +26,7 @@ pub use keys::Keys;
 pub use scores::{ScoreKind, Scores};
 
 use super::gemm::OutRows;
+use crate::account::at;
 use crate::simd::{Float, Kernel, Simd};
 use keys::row_bits;
 use scoring::Unit;
@@ -142,6 +143,7 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
+        at!(Attention);
         let Attend { q, ldq, e, keys, segment, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } =
             self;
         let open = keys.allowed.is_none()

@@ -15,6 +15,7 @@
 //! same bits in every position and at every batch size.
 
 use super::pack::{Panels, panel_vectors};
+use crate::account::at;
 use crate::kernels::activation::Activation;
 use crate::simd::{Float, Kernel, Simd};
 
@@ -174,6 +175,7 @@ impl<T: Float> Kernel<T> for Product<'_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
+        at!(Product);
         let (m, mr) = (self.m, S::GEMM_MR);
         if m == 0 {
             return;
@@ -287,6 +289,7 @@ impl<T: Float> Kernel<T> for Finish<'_, '_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
         let Epilogue { activation, residual, .. } = self.product.epilogue;
+        at!(if activation == Activation::Identity => Residual else Activation);
         for i in 0..self.rows {
             let start = self.start + i * self.product.ldo;
             // SAFETY: tiles do not overlap, and the slices of `tile_of` have ended.

@@ -11,6 +11,7 @@
 //! quotient is a true division, and the weight and bias one fused multiply-add.
 
 use super::rows::{Lanes, for_each_vector, keep_first, load_up_to, store_up_to, zero_lanes};
+use crate::account::at;
 use crate::simd::{Float, Kernel, Simd, VIRTUAL_LANES};
 
 /// Layer norm of each row of `width` numbers.
@@ -33,6 +34,7 @@ impl<T: Float> Kernel<T> for LayerNorm<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
+        at!(Norm);
         check(self.x, self.out, self.width, [self.weight, self.bias]);
         for (x, out) in self.x.chunks_exact(self.width).zip(self.out.chunks_exact_mut(self.width)) {
             let n = T::from_f64(x.len() as f64);
@@ -63,6 +65,7 @@ impl<T: Float> Kernel<T> for RmsNorm<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
+        at!(Norm);
         check(self.x, self.out, self.width, [self.weight, None]);
         for (x, out) in self.x.chunks_exact(self.width).zip(self.out.chunks_exact_mut(self.width)) {
             let n = T::from_f64(x.len() as f64);

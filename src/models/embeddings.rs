@@ -4,6 +4,7 @@
 //! e[t] = word[id_t] + token_type[type_t] + position[p_t]       (T, D), then layer norm over D
 //! ```
 
+use crate::account::at;
 use crate::error::{Error, Result};
 use crate::kernels::gemm::OutRows;
 use crate::kernels::norm::LayerNorm;
@@ -78,6 +79,7 @@ impl<T: Float> Embeddings<T> {
     /// # Panics
     /// If the lengths of `tokens`, `positions` and `out` do not fit.
     pub fn sum_rows(&self, tokens: &TokenIds, positions: &[u32], out: &mut [T]) -> Result<()> {
+        at!(Embedding);
         let d = self.d;
         assert_eq!(tokens.type_ids.len(), tokens.ids.len(), "one type for each id");
         assert_eq!(positions.len(), tokens.ids.len(), "one position for each id");

@@ -4,6 +4,7 @@
 //! x (T, D)  ->  pooling (B, kinds * D)  ->  Dense (B, N), Normalize, in the order of modules.json  ->  (B, width)
 //! ```
 
+use crate::account::at;
 use crate::error::{Error, Result};
 use crate::models::dense::Dense;
 use crate::models::modules::{Modules, Step};
@@ -81,6 +82,7 @@ impl<T: Float> Head<T> {
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn embed(&self, x: &[T], starts: &[usize], left_out: usize) -> Result<Vec<T>> {
+        at!(Pooling);
         let mut width = self.poolings.len() * self.d;
         let mut rows = zeros((starts.len() - 1) * width)?;
         pool(&self.poolings, x, starts, left_out, self.d, &mut rows);

@@ -24,6 +24,11 @@ pub fn entry<R>(body: impl FnOnce() -> PyResult<R>) -> PyResult<R> {
 /// Above [`WORTH_RELEASING`] the interpreter's lock is released meanwhile, and on Python's main thread signals
 /// are looked for: what a signal handler raises (`KeyboardInterrupt`) ends the work and is raised from here.
 pub fn compute<R: Send>(py: Python<'_>, work: usize, f: impl FnOnce() -> Result<R> + Send) -> PyResult<R> {
+    #[cfg(feature = "account")]
+    let f = || {
+        let _call = crate::account::call();
+        f()
+    };
     if work < WORTH_RELEASING {
         return Ok(catching(|| with_default_fp(f))??);
     }

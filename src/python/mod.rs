@@ -11,6 +11,8 @@
     reason = "comments on exposed items are numpydoc docstrings, not Markdown"
 )]
 
+#[cfg(feature = "account")]
+mod account;
 mod arrays;
 mod boundary;
 mod config;
@@ -37,6 +39,9 @@ mod _core {
     use pyo3::prelude::*;
     use pyo3::types::PyDict;
 
+    #[cfg(feature = "account")]
+    #[pymodule_export]
+    use super::account::_account;
     #[pymodule_export]
     use super::config::{isa, show_config};
     #[pymodule_export]

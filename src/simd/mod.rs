@@ -11,11 +11,15 @@
 mod isa;
 pub mod math;
 mod scalar;
+#[cfg(feature = "account")]
+mod ticks;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 pub use isa::{Isa, active, available};
 pub use scalar::Scalar;
+#[cfg(feature = "account")]
+pub use ticks::ticks;
 #[cfg(target_arch = "x86_64")]
 pub use x86::{Avx2, Avx512};
 

@@ -4,6 +4,7 @@ use super::keys::{Keys, row_bits};
 use super::scoring::{Unit, is_plain, score_row};
 use super::softmax::{PerRow, Running, drop_weights, exponentials, greatest};
 use super::{Dropout, KEY_TILE, Row, Scoring, padded};
+use crate::account::{at, turn};
 use crate::kernels::gemm::{K_BLOCK, block, for_tile};
 use crate::kernels::pack::pack_panel;
 use crate::simd::{Float, Simd, VIRTUAL_LANES};
@@ -86,6 +87,7 @@ impl<'a, T: Float> Tile<'a, T> {
     /// Packs the keys and the values of a tile.
     #[inline(always)]
     pub fn load<S: Simd<T>>(&mut self, s: S, keys: &Keys<'_, T>, first: usize, count: usize) {
+        at!(Packing);
         self.load_keys(s, keys, first, count);
         self.v_finite = None;
         // Whole vectors that follow one another need no copy: a single query would spend its time on it.
@@ -205,6 +207,7 @@ impl<'a, T: Float> Tile<'a, T> {
                 return;
             }
         }
+        at!(AttentionProduct);
         // Keys beyond the last allowed one add exact zeros: they are left out.
         let used = KEY_TILE - any.leading_zeros() as usize;
         if self.k_in_place {
@@ -212,6 +215,7 @@ impl<'a, T: Float> Tile<'a, T> {
         } else {
             self.products(s, q, ldq, rows.len(), used);
         }
+        turn!(Softmax);
         if !is_plain(&how.scoring, &how.unit) {
             for (i, row) in rows.iter().enumerate() {
                 self.score_row(s, i, row, keys, (&how.scoring, &how.unit), used);
@@ -236,6 +240,7 @@ impl<'a, T: Float> Tile<'a, T> {
                 drop_weights(dropout, row, keys, first, &mut self.row(i)[..used]);
             }
         }
+        turn!(AttentionProduct);
         let whole = every == u64::MAX >> (KEY_TILE - used);
         if whole || self.is_finite(s, keys) {
             self.weigh(s, keys, rows.len(), used, &running.factor, acc);
