@@ -41,30 +41,37 @@ def fresh(code, *arguments, threads=1):
 
 # --- long attention -----------------------------------------------------------------------------------------
 
-# The inputs and the output are written to before anything is measured; the small call starts the threads.
+# The inputs are written to before anything is measured; the small call starts the threads. What counts is
+# beyond the output, which the call makes or which was written to before.
 LONG = """
-    rows, keywords = json.loads(sys.argv[1])
+    rows, given, keywords = json.loads(sys.argv[1])
     key, value = np.ones((2, 8, 16384, 64), np.float32)
     query, out = np.ones((2, 8, rows, 64), np.float32)
     hw.scaled_dot_product_attention(query[:, :256], key[:, :256], value[:, :256])
-    call = lambda: hw.scaled_dot_product_attention(query, key, value, out=out, **keywords)
-    print(peak_growth(call))
+    keywords |= {"out": out} if given else {}
+    call = lambda: hw.scaled_dot_product_attention(query, key, value, **keywords)
+    grown = peak_growth(call)
+    print(grown if given else grown - out.nbytes)
 """
 
 
 @pytest.mark.parametrize(
-    ("rows", "keywords", "threads"),
+    ("rows", "given", "keywords", "threads"),
     [
-        (256, {}, 1),
-        (256, {}, 2),
-        (16384, {"is_causal": True}, 2),
-        (16384, {"window": (512, 0)}, 1),
-        (16384, {"window": (256, 256), "key_lengths": 16000}, 2),
-        (1, {}, 1),
+        (256, False, {}, 1),
+        (256, True, {}, 2),
+        (16384, False, {"is_causal": True}, 2),
+        (16384, False, {"window": (512, 0)}, 1),
+        (16384, True, {"window": (512, 0)}, 2),
+        (16384, False, {"window": (256, 256), "key_lengths": 16000}, 2),
+        (1, False, {}, 1),
     ],
 )
-def test_long_attention_needs_little_memory(rows, keywords, threads):
-    assert fresh(LONG, json.dumps([rows, keywords]), threads=threads) < 64 * MEGABYTE
+def test_long_attention_needs_little_memory(rows, given, keywords, threads):
+    # 4 MB is the scratch that a thread keeps at most. A given output is written at the end of a call that
+    # succeeds: until then there are two, of 34 MB.
+    allowed = 64 if given else 4 * threads
+    assert fresh(LONG, json.dumps([rows, given, keywords]), threads=threads) < allowed * MEGABYTE
 
 
 def test_the_measure_of_memory_sees_what_a_call_takes_and_gives_back():
