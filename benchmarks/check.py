@@ -29,10 +29,10 @@ ROOT = Path(__file__).parent.parent
 RECORD = Path(__file__).parent / "kernels.json"
 
 COUNTED_ISA = "avx2"
-ALLOWED_MORE = 0.02
-"""Two runs of one binary agree to the last instructions, and another C library moves the smallest calls by
-some thousandths. Two percent is above that, and below what a lost fusion or a spilled register costs: each
-adds at least one instruction to the ten or twenty of an inner loop."""
+ALLOWED_MORE = 0.01
+"""Two runs of one binary agree to the last instruction, but a change elsewhere in the crate lets the compiler
+lay out a kernel anew, which was seen to move a count by up to half a percent. One percent is above that, and
+below what a spilled register or a loop that is no longer unrolled costs (the product without it: 8 %)."""
 ALLOWED_LESS = 0.1
 """The best of hundreds of turns still differs by some percent between runs on a shared machine, since the
 neighbours' load on clock and memory outlasts a run. A tenth is above that; a tile that spills loses half."""
