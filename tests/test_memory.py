@@ -87,8 +87,8 @@ def test_the_measure_of_memory_sees_what_a_call_takes_and_gives_back():
 # --- many calls ---------------------------------------------------------------------------------------------
 
 ALLOWED = 1 * MEGABYTE
-"""What ten thousand calls may leave: now and then some mix of lengths, or of threads, still fits worse into the
-allocator's heap (0.0 to 0.6 MB were seen). A leak of 128 bytes a call would be 1.3 MB."""
+"""What ten thousand calls may leave: now and then some mix of lengths, or of threads, still fits worse into
+the allocator's heap (0.0 to 0.6 MB were seen). A leak of 128 bytes a call would be 1.3 MB."""
 
 
 @pytest.fixture(scope="module")
