@@ -87,8 +87,8 @@ def test_the_measure_of_memory_sees_what_a_call_takes_and_gives_back():
 # --- many calls ---------------------------------------------------------------------------------------------
 
 ALLOWED = 1 * MEGABYTE
-"""What ten thousand calls may leave: now and then some mix of lengths, or of threads, still fits worse into
-the allocator's heap (0.0 to 0.6 MB were seen). A leak of 128 bytes a call would be 1.3 MB."""
+"""What ten thousand calls may leave: now and then some mix of lengths still fits worse into the allocator's
+heap (0.0 to 0.1 MB were seen). A leak of 128 bytes a call would be 1.3 MB."""
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,9 @@ def test_ten_thousand_calls_leave_memory_where_it_was(model, threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_that_end_give_their_memory_back(model, threads):
-    # A wave is eight Python threads of twelve calls each.
-    assert growth.elsewhere(model, "threads", threads, 40, 105) < ALLOWED
+    # A wave is eight Python threads of twelve calls each. Chance may let more of them compute at the same moment
+    # than before, once; a scratch of 100 KB that each of 840 threads leaves behind would be 84 MB.
+    assert growth.elsewhere(model, "threads", threads, 40, 105) < 4 * MEGABYTE
 
 
 def test_the_measure_of_growth_sees_a_leak():
