@@ -104,8 +104,8 @@ def test_ten_thousand_calls_leave_memory_where_it_was(model, threads):
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_that_end_give_their_memory_back(model, threads):
-    # A wave is eight Python threads of twelve calls each. Chance may let more of them compute at the same moment
-    # than before, once; a scratch of 100 KB that each of 840 threads leaves behind would be 84 MB.
+    # A wave is eight Python threads of twelve calls each. Chance may let more of them compute at once
+    # than before, for once; a scratch of 100 KB that each of 840 threads leaves behind would be 84 MB.
     assert growth.elsewhere(model, "threads", threads, 40, 105) < 4 * MEGABYTE
 
 
