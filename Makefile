@@ -22,6 +22,8 @@ BENCH_PEERS ?= target/bench-peers
 BENCH_PYTHON ?= $(or $(wildcard $(BENCH_PEERS)/bin/python),$(PY))
 BENCH_OPTIONS ?=
 BENCH_PAGE ?= docs/performance.md
+# `make bench-check`: `write` makes the record of the kernels anew.
+BENCH_CHECK ?= compare
 BENCH_PATH := PYTHONPATH=target/bench:.
 # `make account`: options of benchmarks/account.py; the page is the same.
 ACCOUNT_OPTIONS ?=
@@ -31,7 +33,7 @@ PYTEST_OPTIONS ?=
 CARGO := PYO3_PYTHON=$(CURDIR)/$(PY) cargo
 SOURCES := Cargo.toml Cargo.lock pyproject.toml README.md $(shell find src python -type f -not -path '*/__pycache__/*' -not -name '*.so')
 
-.PHONY: help demo test test-old-cpu bench bench-peers account lint format docs develop wheel golden clean
+.PHONY: help demo test test-old-cpu bench bench-check bench-peers account lint format docs develop wheel golden clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +52,9 @@ test-old-cpu: $(VENV)/.installed $(VENV)/.test ## import and compute on emulated
 bench: minilm target/bench ## measure beside the machine's limits and the peers that are here; writes docs/performance.md
 	$(BENCH_PATH) $(BENCH_PYTHON) -m benchmarks.bench --forms $(BENCH_PEERS)/forms \
 	  $(if $(BENCH_PAGE),--write $(BENCH_PAGE)) $(BENCH_OPTIONS)
+
+bench-check: rust $(VENV)/pyvenv.cfg ## see a slower kernel: count instructions (needs valgrind), compare with benchmarks/kernels.json
+	$(PY) -m benchmarks.check $(BENCH_CHECK)
 
 bench-peers: minilm target/bench ## set up the peers of `make bench` in target/bench-peers (some gigabytes)
 	$(BENCH_PATH) benchmarks/setup_peers.sh $(BENCH_PEERS) $(PY)

@@ -36,6 +36,9 @@ def arguments() -> argparse.Namespace:
         "--memory", action="store_true", help="only: resident memory after the first embedding"
     )
     parser.add_argument("--callers", action="store_true", help="only: 32 threads that call at once")
+    parser.add_argument("--neighbours", action="store_true", help="only: beside a second and a busy process")
+    parser.add_argument("--long", action="store_true", help="only: attention over 16,384 keys")
+    parser.add_argument("--growth", action="store_true", help="only: memory after ten thousand calls")
     parser.add_argument("--json", type=Path, help="write the results of the table here too")
     parser.add_argument(
         "--write", type=Path, metavar="PAGE", help="put what was measured whole into this page"

@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import headwise as hw
 from benchmarks.peers import Setup
@@ -36,16 +37,21 @@ def throughput_ratio(call: Callable[[], object], callers: int, calls: int, turns
     return statistics.median(one) / statistics.median(many)
 
 
-def callers(setup: Setup, turns: int = 5) -> str:
-    """Return a table of the ratios for attention and for embedding."""
+def works(minilm: Path) -> dict[str, Callable[[], object]]:
+    """Return the calls that are made, by name: attention and embedding."""
     query, key, value = numbers(3, 4, 8, 128, 64)
     lines = CORPUS.read_text(encoding="utf-8").splitlines()[:8]
     texts = [json.loads(line)["text"] for line in lines]
-    model = hw.TextEncoder.from_pretrained(setup.minilm)
+    model = hw.TextEncoder.from_pretrained(minilm)
+    return {
+        "attention 4 x 128, 8 heads of 64": lambda: hw.scaled_dot_product_attention(query, key, value),
+        "`encode` of 8 texts": lambda: model.encode(texts, show_progress_bar=False),
+    }
+
+
+def callers(setup: Setup, turns: int = 5) -> str:
+    """Return a table of the ratios for attention and for embedding."""
     rows = ["| work | throughput, over that of one caller |", "| --- | ---: |"]
-    for name, calls, call in [
-        ("attention 4 x 128, 8 heads of 64", 512, lambda: hw.scaled_dot_product_attention(query, key, value)),
-        ("`encode` of 8 texts", 128, lambda: model.encode(texts, show_progress_bar=False)),
-    ]:
+    for (name, call), calls in zip(works(setup.minilm).items(), (512, 128), strict=True):
         rows.append(f"| {name} | {throughput_ratio(call, CALLERS, calls, turns):.2f} |")
     return "\n".join(rows)

@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.peers import FORMS, Setup
+from benchmarks.resident import MEGABYTE, resident
 from benchmarks.results import OURS
 
 TEXT = "a dog ate the food because it was hungry"
-MEGABYTE = 10**6
 
 Embedded: TypeAlias = tuple[object, Any]
 """What must stay in memory to embed the next text, and the embedding."""
@@ -66,12 +66,6 @@ CONTESTANTS: dict[str, Callable[[Path, Path], Embedded]] = {
     "onnxruntime": with_onnxruntime,
     "sentence-transformers": with_sentence_transformers,
 }
-
-
-def resident() -> int:
-    """Return the bytes of this process that are in memory now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def here(contestant: str, minilm: Path, forms: Path) -> dict[str, Any]:

@@ -1,28 +1,14 @@
 """What the machine is, in the words of a report."""
 
 import platform
-from pathlib import Path
 
 import numpy as np
 
 import headwise as hw
 from benchmarks import peers
+from benchmarks.cpu import cpu_name
 from benchmarks.measure import bandwidth
 from headwise._core import _peak_gflops
-
-
-def cpu_name() -> str:
-    """Return the CPU's own name, with family and model, since some virtual machines shorten the name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = dict(line.split("\t", 1) for line in reversed(lines) if "\t" in line)
-    facts = {key.strip(): value.strip(" \t:") for key, value in facts.items()}
-    name = facts.get("model name", platform.machine())
-    if "cpu family" in facts:
-        name += f" (family {facts['cpu family']}, model {facts['model']})"
-    return name
 
 
 def facts(setup: peers.Setup, command: str) -> dict[str, str]:

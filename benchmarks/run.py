@@ -13,8 +13,11 @@ import headwise as hw
 from benchmarks import chart, fresh, machine, peers, report
 from benchmarks.bench import GROUPS
 from benchmarks.callers import CALLERS, callers
+from benchmarks.growth import growth
+from benchmarks.long import long
 from benchmarks.measure import Plan, measure
 from benchmarks.model_peers import Models
+from benchmarks.neighbours import neighbours
 from benchmarks.results import Result, load, save
 from benchmarks.rows import GROUPS as ROWS
 from headwise._fetch import fetched
@@ -26,6 +29,9 @@ PROCESSES: dict[str, tuple[str, Callable[[peers.Setup], str]]] = {
     "cold_start": ("Cold start", fresh.cold_start),
     "memory": ("Memory", fresh.memory),
     "callers": (f"{CALLERS} Python threads that call at once", callers),
+    "neighbours": ("Beside other processes", neighbours),
+    "long": ("Long attention", long),
+    "growth": ("Memory after many calls", growth),
 }
 """What is measured beside the table: the option and the block's name, the title, the function."""
 

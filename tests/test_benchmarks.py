@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import headwise as hw
-from benchmarks import array_peers, bench, callers, chart, fresh, machine, measure, model_peers, peers, report
+from benchmarks import array_peers, bench, callers, chart, cpu, fresh, measure, model_peers, peers, report
 from benchmarks.results import Result, contestants, load, save
 from benchmarks.rows import GROUPS, MINILM, Row, encoder_operations
 
@@ -282,7 +282,7 @@ class TestWhole:
         assert bench.make_command([*given, "--threads", "2"]) == 'make bench BENCH_OPTIONS="--threads 2"'
 
     def test_the_cpu_has_a_name(self):
-        assert machine.cpu_name().strip()
+        assert cpu.cpu_name().strip()
 
     def test_throughput_of_callers(self):
         # One caller and four make sixteen calls in each of three turns; another sixteen start the threads.
