@@ -215,7 +215,13 @@ pub fn exp2_parts<T: Float, S: Simd<T>>(s: S, x: S::V, a: S::V, minus_a: S::V) -
     let n = s.round(s.mul(x, a));
     // n - a x, the fraction with its sign turned: a multiply-add gives that one without a negation.
     let r = s.fma(x, minus_a, n);
-    (n, s.fma(horner(s, r, T::EXP2_NEG), r, s.splat(T::ONE)))
+    (n, exp2_of_fraction(s, r))
+}
+
+/// `2^-r` for |r| <= 1/2, within 1.2e-7 (f32) or 2.3e-16 (f64) of its value, relatively.
+#[inline(always)]
+fn exp2_of_fraction<T: Float, S: Simd<T>>(s: S, r: S::V) -> S::V {
+    s.fma(horner(s, r, T::EXP2_NEG), r, s.splat(T::ONE))
 }
 
 /// `e^x` within 1 ulp: +0 where the result would be subnormal, +inf on overflow, NaN for NaN.

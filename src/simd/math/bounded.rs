@@ -7,7 +7,7 @@
 //! The polynomials were fitted with the Remez exchange in 40 to 60 digits (mpmath) and rounded to f32.
 
 use super::super::{Float, Simd};
-use super::{exp_parts, horner, mul_pow2};
+use super::{Coefficients, exp_parts, exp2_of_fraction, horner, mul_pow2};
 
 /// `e^x` for x <= 0 (and NaN): [`super::exp`] without the care for large results.
 #[inline(always)]
@@ -94,26 +94,25 @@ pub(super) fn erf_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
     s.copysign(s.select(s.lt(a, s.splat(0.9)), near, far), x)
 }
 
-/// `2 Phi(-a) = e^(-a q(a))` for a in [0, 13.2]: the coefficients of q. The error of `e^-aq` was weighted by
-/// `y / (2 - y) + 0.001 / (1 + a q)`, y the value: 3.2e-8 where it meets 1, relaxed in the far tail.
-const NORMAL_TAIL: &[f32] = &[
-    -1.983_277_6e-10,
-    1.205_378_4e-08,
-    -3.070_203e-07,
-    4.225_825_3e-06,
-    -3.316_037_3e-05,
-    0.000_128_948_84,
-    0.000_121_213_44,
-    -0.004_942_122,
-    0.036_419_433,
-    0.318_29,
-    0.797_886_1,
-];
+/// `2 Phi(-a) = 2^(-a q(a))` for a in [0, 13]: the coefficients of q at even and at odd powers of a, the highest first. The
+/// error of `2^-aq` was weighted by `y / (2 - y) + 0.001 / (1 + a q ln 2)`, y the value: 3.1e-8 where it meets 1, relaxed in
+/// the far tail.
+const NORMAL_EVEN: &[f32] =
+    &[-3.084_583_1e-10, -4.657_787e-07, -4.934_978e-05, 0.000_163_918, 0.052_534_904, 1.151_106_1];
+const NORMAL_ODD: &[f32] = &[1.850_786e-08, 6.342_547_3e-06, 0.000_191_406_1, -0.007_117_599, 0.459_197_28];
 
 #[inline(always)]
 pub(super) fn normal_cdf_f32<S: Simd<f32>>(s: S, x: S::V) -> S::V {
-    // Beyond 13.2 the tail is below the smallest normal number.
-    let a = s.min(s.splat(13.2), s.abs(x));
-    let tail = s.mul(s.splat(0.5), exp_negative(s, s.neg(s.mul(a, horner(s, a, NORMAL_TAIL)))));
+    // At 13 the exponent of the tail is -127, whose bits are 0: so is the tail from there on.
+    let a = s.min(s.splat(13.0), s.abs(x));
+    // Two short chains instead of a long one: the multiply-adds of a chain wait for each other.
+    let square = s.mul(a, a);
+    let q = s.fma(a, horner(s, square, NORMAL_ODD), horner(s, square, NORMAL_EVEN));
+    // Phi(-a) = 2^(-aq - 1) = p 2^(-n - 1)
+    let bits = s.mul(a, q);
+    let n = s.round(bits);
+    let p = exp2_of_fraction(s, s.sub(bits, n));
+    let power = s.shift_to_exponent(s.sub(s.splat(f32::EXPONENT_MAGIC - 1.0), n));
+    let tail = s.mul(p, power);
     s.select(s.lt(x, s.splat(0.0)), tail, s.sub(s.splat(1.0), tail))
 }
