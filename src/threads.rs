@@ -78,6 +78,11 @@ pub fn get_num_threads() -> usize {
     num_threads().unwrap_or(1)
 }
 
+/// How many threads a [`parallel`] from here would use: one inside of a task, else [`get_num_threads`].
+pub fn team_size() -> usize {
+    if INSIDE.get().is_null() { get_num_threads() } else { 1 }
+}
+
 /// As [`get_num_threads`], with the error.
 ///
 /// # Errors

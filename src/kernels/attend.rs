@@ -221,8 +221,8 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
 fn prefetch_keys<T: Float, S: Simd<T>>(s: S, keys: &Keys<'_, T>, e: usize, ahead: std::ops::Range<usize>) {
     for j in ahead {
         let row = keys.row(j);
-        prefetch_row(s, &keys.k[row * keys.k_stride..], e);
-        prefetch_row(s, &keys.v[row * keys.v_stride..], keys.ev);
+        prefetch_row(s, keys.k, row * keys.k_stride, e);
+        prefetch_row(s, keys.v, row * keys.v_stride, keys.ev);
     }
 }
 
@@ -236,14 +236,14 @@ fn prefetch_queries<T: Float, S: Simd<T>>(
     ahead: std::ops::Range<usize>,
 ) {
     for i in ahead {
-        prefetch_row(s, &q[i * ldq..], e);
+        prefetch_row(s, q, i * ldq, e);
     }
 }
 
 #[inline(always)]
-fn prefetch_row<T: Float, S: Simd<T>>(s: S, row: &[T], width: usize) {
-    for at in (0..width).step_by(64 / size_of::<T>()) {
-        s.prefetch(&row[at..]);
+fn prefetch_row<T: Float, S: Simd<T>>(s: S, x: &[T], start: usize, width: usize) {
+    for at in (start..start + width).step_by(64 / size_of::<T>()) {
+        s.prefetch(x, at);
     }
 }
 

@@ -35,6 +35,21 @@ pub fn block<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     ldb: usize,
     kc: usize,
 ) -> [[S::V; NV]; MR] {
+    block_ahead::<T, S, MR, NV, false>(s, a, lda, b, ldb, kc, &[])
+}
+
+/// The same; on the way it asks for the numbers `ahead`, which the next blocks need, if `PREFETCH`: spread out, since what is
+/// asked for at once stands in line, and the loads of this block behind it.
+#[inline(always)]
+pub fn block_ahead<T: Float, S: Simd<T>, const MR: usize, const NV: usize, const PREFETCH: bool>(
+    s: S,
+    a: &[T],
+    lda: usize,
+    b: &[T],
+    ldb: usize,
+    kc: usize,
+    ahead: &[T],
+) -> [[S::V; NV]; MR] {
     let width = NV * S::LANES;
     let mut acc = [[s.splat(T::ZERO); NV]; MR];
     let mut rows: [&[T]; MR] = [&[]; MR];
@@ -59,6 +74,27 @@ pub fn block<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         }};
     }
     let mut k = 0;
+    if PREFETCH {
+        let line = 64 / size_of::<T>();
+        // A few lines before every sixteen steps.
+        let share = (ahead.len() / line).div_ceil(kc.div_ceil(16).max(1)) * line;
+        let mut at = 0;
+        while k + 16 <= kc {
+            let end = (at + share).min(ahead.len());
+            while at < end {
+                s.prefetch(ahead, at);
+                at += line;
+            }
+            let stop = k + 16;
+            while k < stop {
+                step!(k);
+                step!(k + 1);
+                step!(k + 2);
+                step!(k + 3);
+                k += 4;
+            }
+        }
+    }
     while k + 4 <= kc {
         step!(k);
         step!(k + 1);
@@ -134,6 +170,8 @@ pub struct Product<'a, T> {
     pub first_column: usize,
     /// The whole output matrix; only the rows and the columns of `panels` are written.
     pub out: OutRows<'a, T>,
+    /// What is read after these panels and may be asked for meanwhile; if empty, each block asks for the next.
+    pub then: &'a [T],
     /// What follows the sum.
     pub epilogue: Epilogue<'a, T>,
 }
@@ -182,75 +220,110 @@ impl<T: Float> Kernel<T> for Product<'_, T> {
         }
         // Rows are dealt evenly to the tiles: 9 rows are 5 + 4, not 8 + 1.
         let tiles = m.div_ceil(mr);
+        let k = self.weights.k;
+        let blocks = k.div_ceil(K_BLOCK).max(1);
         for panel in self.panels.clone() {
-            let mut row = 0;
-            for tile in 0..tiles {
-                let rows = (m - row).div_ceil(tiles - tile);
-                let vectors = panel_vectors(self.weights.n, panel, S::LANES, S::GEMM_NV);
-                for_tile!(S, T, rows, S::GEMM_MR, vectors, tile_of(s, &self, row, panel));
-                row += rows;
+            let vectors = panel_vectors(self.weights.n, panel, S::LANES, S::GEMM_NV);
+            // All rows pass by one block of a panel before the next: the block stays in the first-level cache.
+            for b in 0..blocks {
+                let (start, end) = (b * K_BLOCK, k.min((b + 1) * K_BLOCK));
+                let next = if self.then.is_empty() {
+                    self.weights.block(panel, S::GEMM_NV * S::LANES, end * vectors * S::LANES)
+                } else {
+                    let (part, parts) =
+                        ((panel - self.panels.start) * blocks + b, self.panels.len() * blocks);
+                    share(self.then, part, parts)
+                };
+                let mut row = 0;
+                for tile in 0..tiles {
+                    let rows = (m - row).div_ceil(tiles - tile);
+                    let (steps, ahead) = (start..end, share(next, tile, tiles));
+                    for_tile!(
+                        S,
+                        T,
+                        rows,
+                        S::GEMM_MR,
+                        vectors,
+                        tile_of(s, &self, (row, panel), steps.clone(), ahead)
+                    );
+                    row += rows;
+                }
             }
         }
     }
 }
 
-/// One register tile over all of K, and its epilogue while the tile is in the cache.
+/// Part `i` of `n` equal parts.
+#[inline(always)]
+fn share<T>(x: &[T], i: usize, n: usize) -> &[T] {
+    &x[x.len() * i / n..x.len() * (i + 1) / n]
+}
+
+/// One register tile over one block of K, and after the last its epilogue while the tile is in the cache.
 #[inline(always)]
 fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     s: S,
     p: &Product<'_, T>,
-    row: usize,
-    panel: usize,
+    (row, panel): (usize, usize),
+    steps: std::ops::Range<usize>,
+    ahead: &[T],
 ) {
+    let (start, kc) = (steps.start, steps.len());
     let first_column = panel * S::GEMM_NV * S::LANES;
     let columns = (NV * S::LANES).min(p.weights.n - first_column);
     let weights = p.weights.panel(panel, S::GEMM_NV * S::LANES);
     let (k, ldb) = (p.weights.k, NV * S::LANES);
-    let mut sums = [T::ZERO; TILE];
-    let mut start = 0;
-    loop {
-        let kc = K_BLOCK.min(k - start);
-        let acc =
-            block::<T, S, MR, NV>(s, &p.x[row * p.ldx + start..], p.ldx, &weights[start * ldb..], ldb, kc);
-        // Out of the registers at once and by constant indices only: any other use of the sums makes the compiler keep
-        // them in memory while k runs.
+    let x = &p.x[row * p.ldx + start..];
+    let acc = block_ahead::<T, S, MR, NV, true>(s, x, p.ldx, &weights[start * ldb..], ldb, kc, ahead);
+    let last = steps.end == k;
+    let at = (p.first_row + row) * p.ldo + p.first_column + first_column;
+    if columns == NV * S::LANES {
+        // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
+        unsafe {
+            // Out of the registers by constant indices only: any other use of the sums makes the compiler keep them in
+            // memory while k runs.
+            if start == 0 {
+                for (i, sums) in acc.iter().enumerate() {
+                    let out = p.out.slice(at + i * p.ldo, NV * S::LANES);
+                    for (j, &sum) in sums.iter().enumerate() {
+                        s.store(sum, &mut out[j * S::LANES..]);
+                    }
+                }
+            } else {
+                for (i, sums) in acc.iter().enumerate() {
+                    let out = p.out.slice(at + i * p.ldo, NV * S::LANES);
+                    for (j, &sum) in sums.iter().enumerate() {
+                        let out = &mut out[j * S::LANES..];
+                        s.store(s.add(s.load(out), sum), out);
+                    }
+                }
+            }
+        }
+    } else {
+        let mut sums = [T::ZERO; TILE];
         for i in 0..MR {
             for j in 0..NV {
                 s.store(acc[i][j], &mut sums[(i * NV + j) * S::LANES..]);
             }
         }
-        let last = start + kc == k;
-        let bias = last.then_some(p.epilogue.bias).flatten().map(|b| &b[first_column..]);
         for i in 0..MR {
-            // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
-            let out = unsafe {
-                p.out.slice((p.first_row + row + i) * p.ldo + p.first_column + first_column, columns)
-            };
-            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0, bias, out);
-        }
-        start += kc;
-        if last {
-            break;
+            // SAFETY: as above.
+            let out = unsafe { p.out.slice(at + i * p.ldo, columns) };
+            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0, out);
         }
     }
-    let Epilogue { activation, residual, .. } = p.epilogue;
-    if activation != Activation::Identity || residual.is_some() {
-        let finish = Finish {
-            rows: MR,
-            start: (p.first_row + row) * p.ldo + p.first_column + first_column,
-            columns,
-            product: p,
-        };
-        T::dispatch(S::ISA, finish);
+    let Epilogue { bias, activation, residual } = p.epilogue;
+    if last && (bias.is_some() || activation != Activation::Identity || residual.is_some()) {
+        T::dispatch(S::ISA, Finish { rows: MR, start: at, column: first_column, columns, product: p });
     }
 }
 
 /// Numbers of the largest register tile: 8 x 48.
 const TILE: usize = 384;
 
-/// Writes a row of sums: added to what earlier blocks left there, the bias added after the last.
+/// Writes a row of sums, added to what earlier blocks left there.
 #[inline(always)]
-fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, bias: Option<&[T]>, out: &mut [T]) {
+fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, out: &mut [T]) {
     let mut at = 0;
     while at < out.len() {
         let end = out.len().min(at + S::LANES);
@@ -258,9 +331,6 @@ fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, bias: Option<&[T
         let mut v = s.load(&sums[at..]);
         if add {
             v = s.add(if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) }, v);
-        }
-        if let Some(bias) = bias {
-            v = s.add(v, if whole { s.load(&bias[at..]) } else { s.load_partial(&bias[at..end]) });
         }
         if whole {
             s.store(v, &mut out[at..]);
@@ -271,14 +341,16 @@ fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, bias: Option<&[T
     }
 }
 
-/// Activation and residual, over a tile that was just written and is still in the first-level cache.
+/// Bias, activation and residual, over a tile that was just written and is still in the first-level cache.
 ///
 /// A kernel of its own: compiled into the tile's loops, the code of the activations makes the compiler spill their sums
 /// (AVX-512 fell from 95 to 45 % of the peak).
 struct Finish<'a, 'b, T> {
     rows: usize,
-    /// The tile's first element.
+    /// The tile's first element of the output.
     start: usize,
+    /// The tile's first column of the weights.
+    column: usize,
     columns: usize,
     product: &'a Product<'b, T>,
 }
@@ -288,28 +360,51 @@ impl<T: Float> Kernel<T> for Finish<'_, '_, T> {
 
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
-        let Epilogue { activation, residual, .. } = self.product.epilogue;
+        // One loop for each function, so that none asks which it is.
+        match self.product.epilogue.activation {
+            Activation::Identity => self.each(s, Activation::Identity),
+            Activation::Relu => self.each(s, Activation::Relu),
+            Activation::Gelu => self.each(s, Activation::Gelu),
+            Activation::GeluTanh => self.each(s, Activation::GeluTanh),
+            Activation::Silu => self.each(s, Activation::Silu),
+        }
+    }
+}
+
+impl<T: Float> Finish<'_, '_, T> {
+    #[inline(always)]
+    fn each<S: Simd<T>>(&self, s: S, activation: Activation) {
         at!(if activation == Activation::Identity => Residual else Activation);
+        let whole = self.columns / S::LANES * S::LANES;
+        let Epilogue { bias, residual, .. } = self.product.epilogue;
+        let bias = bias.map(|b| &b[self.column..self.column + self.columns]);
         for i in 0..self.rows {
             let start = self.start + i * self.product.ldo;
             // SAFETY: tiles do not overlap, and the slices of `tile_of` have ended.
             let out = unsafe { self.product.out.slice(start, self.columns) };
-            let mut at = 0;
-            while at < self.columns {
-                let end = self.columns.min(at + S::LANES);
-                let whole = end - at == S::LANES;
-                let mut v = if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) };
+            let residual = residual.map(|r| &r[start..start + self.columns]);
+            let (vectors, rest) = out.split_at_mut(whole);
+            for (j, out) in vectors.chunks_exact_mut(S::LANES).enumerate() {
+                let mut v = s.load(out);
+                if let Some(bias) = bias {
+                    v = s.add(v, s.load(&bias[j * S::LANES..]));
+                }
                 v = activation.apply(s, v);
                 if let Some(residual) = residual {
-                    let r = &residual[start + at..start + end];
-                    v = s.add(v, if whole { s.load(r) } else { s.load_partial(r) });
+                    v = s.add(v, s.load(&residual[j * S::LANES..]));
                 }
-                if whole {
-                    s.store(v, &mut out[at..]);
-                } else {
-                    s.store_partial(v, &mut out[at..end]);
+                s.store(v, out);
+            }
+            if !rest.is_empty() {
+                let mut v = s.load_partial(rest);
+                if let Some(bias) = bias {
+                    v = s.add(v, s.load_partial(&bias[whole..]));
                 }
-                at += S::LANES;
+                v = activation.apply(s, v);
+                if let Some(residual) = residual {
+                    v = s.add(v, s.load_partial(&residual[whole..]));
+                }
+                s.store_partial(v, rest);
             }
         }
     }

@@ -6,6 +6,7 @@
 //!
 //! Nothing is computed, so panels are the weights themselves in another order: [`UnpackRows`] has them back bit for bit.
 
+use super::gemm::K_BLOCK;
 use crate::simd::{Float, Kernel, Simd};
 
 /// Packed weights of a product with `n` columns over `k` steps.
@@ -24,6 +25,13 @@ impl<'a, T> Panels<'a, T> {
     #[inline(always)]
     pub fn panel(&self, index: usize, width: usize) -> &'a [T] {
         &self.data[index * width * self.k..]
+    }
+
+    /// The numbers of a block that begin `offset` into panel `index`, or into those after it; fewer at the end.
+    #[inline(always)]
+    pub fn block(&self, index: usize, width: usize, offset: usize) -> &'a [T] {
+        let start = self.data.len().min(index * width * self.k + offset);
+        &self.data[start..self.data.len().min(start + K_BLOCK * width)]
     }
 }
 

@@ -15,7 +15,7 @@ use crate::ops::aligned::{Reused, with_scratch};
 use crate::ops::linear::After;
 use crate::ops::try_parallel;
 use crate::simd::Float;
-use crate::threads::num_threads;
+use crate::threads::team_size;
 
 /// Rows of a block: a whole number of register tiles on every instruction set; 72 rows of 2,048 hidden numbers are
 /// 590 kB, and the weights that stream by are used 72 times.
@@ -91,9 +91,9 @@ impl<T: Float> FeedForward<T> {
     /// numbers over the whole batch.
     ///
     /// # Errors
-    /// `Memory`, `Value` if the environment holds a bad thread count.
+    /// `Memory`.
     pub fn buffers(&self, rows: usize, training: bool) -> Result<HiddenRows<T>> {
-        let in_blocks = !training && rows >= BLOCK_ROWS * num_threads()?;
+        let in_blocks = !training && rows >= BLOCK_ROWS * team_size();
         let rows = if in_blocks { 0 } else { rows };
         let gate = if self.gate.is_some() { rows } else { 0 };
         let (hidden, gate) = (buffer(rows, self.up.n())?, buffer(gate, self.up.n())?);

@@ -12,7 +12,7 @@ use crate::kernels::activation::Activation;
 use crate::kernels::gemm::{Epilogue, OutRows, Product};
 use crate::kernels::pack::{PackRows, Panels, UnpackRows, packed_len};
 use crate::simd::{Float, Isa, Kernel, Simd, active};
-use crate::threads::{checkpoint, parallel};
+use crate::threads::{checkpoint, parallel, team_size};
 
 /// Rows that a task takes: a whole number of tiles on every instruction set (8, 6 and 4 rows), few enough that they
 /// stay in the second-level cache while all panels pass by.
@@ -20,6 +20,9 @@ const TASK_ROWS: usize = 72;
 
 /// Multiply-adds below which a second thread costs more than it brings: about ten microseconds of work.
 const WORTH_A_THREAD: usize = 400_000;
+
+/// Multiply-adds of the longest task: a few milliseconds, after which a call looks for Ctrl-C.
+const TASK_WORK: usize = 1 << 28;
 
 /// Numbers of weights that are read at a time, before they are packed: they are still in the second-level cache then.
 const READ_NUMBERS: usize = 1 << 16;
@@ -48,12 +51,20 @@ impl<T> Default for After<'_, T> {
     }
 }
 
-struct Width;
-impl<T: Float> Kernel<T> for Width {
-    type Output = (usize, usize);
+/// The register tile of an instruction set.
+struct RegisterTile {
+    rows: usize,
+    lanes: usize,
+    /// Vectors in a row.
+    nv: usize,
+}
+
+struct TileOf;
+impl<T: Float> Kernel<T> for TileOf {
+    type Output = RegisterTile;
     #[inline(always)]
-    fn run<S: Simd<T>>(self, _: S) -> (usize, usize) {
-        (S::LANES, S::GEMM_NV)
+    fn run<S: Simd<T>>(self, _: S) -> RegisterTile {
+        RegisterTile { rows: S::GEMM_MR, lanes: S::LANES, nv: S::GEMM_NV }
     }
 }
 
@@ -73,7 +84,7 @@ impl<T: Float> PackedLinear<T> {
             )));
         }
         let isa = active()?;
-        let (lanes, nv) = T::dispatch(isa, Width);
+        let RegisterTile { lanes, nv, .. } = T::dispatch(isa, TileOf);
         let weight = weight.as_standard_layout();
         let w = weight.as_slice().expect("standard layout");
         let mut data = Aligned::zeros(packed_len(n, k, lanes))?;
@@ -110,18 +121,20 @@ impl<T: Float> PackedLinear<T> {
         if m == 0 || n == 0 {
             return Ok(());
         }
-        let (lanes, nv) = T::dispatch(self.isa, Width);
+        let RegisterTile { rows: mr, lanes, nv } = T::dispatch(self.isa, TileOf);
         let panels = n.div_ceil(lanes * nv);
         let row_tasks = m.div_ceil(TASK_ROWS);
+        let small = m * n * k < WORTH_A_THREAD;
+        let team = if small { 1 } else { team_size() };
         // Few rows are split by columns as well, so that every thread has work and the last one little to wait for.
-        let column_tasks = if m * n * k < WORTH_A_THREAD {
-            1
-        } else {
-            (4 * crate::threads::get_num_threads()).div_ceil(row_tasks).clamp(1, panels)
-        };
+        let wanted = if team > 1 { (4 * team).div_ceil(row_tasks) } else { 1 };
+        let long = (m.div_ceil(row_tasks) * n * k).div_ceil(TASK_WORK);
+        let column_tasks = wanted.max(long).clamp(1, panels);
         let shared = OutRows::new(out);
+        let tiles = m.div_ceil(mr);
         let task = |row_task: usize, column_task: usize| {
-            let rows = m * row_task / row_tasks..m * (row_task + 1) / row_tasks;
+            // Whole tiles, but for the last.
+            let rows = mr * (tiles * row_task / row_tasks)..m.min(mr * (tiles * (row_task + 1) / row_tasks));
             let first = rows.start;
             T::dispatch(
                 self.isa,
@@ -135,6 +148,7 @@ impl<T: Float> PackedLinear<T> {
                     first_row: first,
                     first_column: 0,
                     out: shared,
+                    then: &[],
                     epilogue: Epilogue {
                         bias: self.bias.as_deref(),
                         activation: after.activation,
@@ -143,7 +157,7 @@ impl<T: Float> PackedLinear<T> {
                 },
             );
         };
-        if m * n * k < WORTH_A_THREAD {
+        if small {
             return parallel(1, |_| (0..row_tasks).for_each(|r| task(r, 0)));
         }
         parallel(row_tasks * column_tasks, |i| task(i / column_tasks, i % column_tasks))
@@ -164,7 +178,7 @@ impl<T: Float> PackedLinear<T> {
     ) -> Result<Self> {
         assert!(bias.as_ref().is_none_or(|b| b.len() == n), "one number of the bias for each row");
         let isa = active()?;
-        let (lanes, nv) = T::dispatch(isa, Width);
+        let RegisterTile { lanes, nv, .. } = T::dispatch(isa, TileOf);
         let mut data = Aligned::zeros(packed_len(n, k, lanes))?;
         let out = OutRows::new(&mut data[..]);
         let task_rows = lanes * nv * (READ_NUMBERS / (k * lanes * nv).max(1)).max(1);
@@ -187,7 +201,7 @@ impl<T: Float> PackedLinear<T> {
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn unpack(&self) -> Result<Vec<T>> {
         let (n, k) = (self.n, self.k);
-        let (lanes, nv) = T::dispatch(self.isa, Width);
+        let RegisterTile { lanes, nv, .. } = T::dispatch(self.isa, TileOf);
         let mut rows = zeros(n * k)?;
         let out = OutRows::new(&mut rows[..]);
         let task_rows = if n * k < WORTH_A_THREAD { n.next_multiple_of(lanes * nv) } else { lanes * nv };
@@ -221,13 +235,16 @@ pub fn product_once<T: Float>(
     out: &mut [T],
 ) -> Result<()> {
     let isa = active()?;
-    let (lanes, nv) = T::dispatch(isa, Width);
+    let RegisterTile { lanes, nv, .. } = T::dispatch(isa, TileOf);
     let whole = lanes * nv;
     let panels = n.div_ceil(whole);
     let shared = OutRows::new(out);
+    let team = team_size();
     let task = |panel: usize| {
         let first = panel * whole;
         let columns = whole.min(n - first);
+        // The rows that this thread is likely to pack next.
+        let then = &w[((panel + team) * whole).min(n) * k..((panel + team + 1) * whole).min(n) * k];
         with_scratch(packed_len(columns, k, lanes), |packed: &mut [T]| {
             T::dispatch(isa, PackRows { w: &w[first * k..], ldw: k, n: columns, k, out: &mut *packed, nv });
             for rows in (0..m).step_by(TASK_ROWS) {
@@ -244,6 +261,7 @@ pub fn product_once<T: Float>(
                         first_row: rows,
                         first_column: first,
                         out: shared,
+                        then: &then[then.len() * rows / m..then.len() * (rows + TASK_ROWS).min(m) / m],
                         epilogue: Epilogue { bias: bias.map(|b| &b[first..]), activation, residual: None },
                     },
                 );

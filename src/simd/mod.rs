@@ -210,10 +210,11 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         self.load(&x)
     }
 
-    /// Asks for the cache line of the first number of `x`, if there is one; a hint that changes nothing.
+    /// Asks for the cache line of number `at` of `x`, or of memory behind it: a hint that changes nothing, and needs no
+    /// check where `at` is beyond the end.
     #[inline(always)]
-    fn prefetch(self, x: &[T]) {
-        let _ = x;
+    fn prefetch(self, x: &[T], at: usize) {
+        let _ = (x, at);
     }
 
     /// Goes on with `LANES` chains of products: lane r becomes `fma(q[c], x[r * stride + c], lane r)` for c = 0, 1, ...

@@ -121,30 +121,32 @@ impl<'a, T: Float> Tile<'a, T> {
         (self.first, self.count, self.v_finite, self.v_in_place) = (first, count, None, true);
     }
 
-    /// Products of one query with the 64 keys of a tile that was not packed, two vectors of keys side by side: the chain of
-    /// one waits for the multiply-add before. Meanwhile the values of the tile, which come next, and the keys of
-    /// the following tile are on their way; asked for all at once they would only stand in line.
+    /// Products of one query with the 64 keys of a tile that was not packed. Meanwhile the values of the tile, which come
+    /// next, and the keys of the following tile are on their way; asked for all at once they would only stand in line.
     #[inline(always)]
     fn products_of_one<S: Simd<T>>(&mut self, s: S, q: &[T], keys: &Keys<'_, T>) {
         let (lanes, e, ldk) = (S::LANES, self.e, keys.k_stride);
-        for at in (0..KEY_TILE).step_by(2 * lanes) {
+        for at in (0..KEY_TILE).step_by(CHAINS * lanes) {
             let here = self.first + at;
-            let mut sums = [s.splat(T::ZERO); 2];
+            let mut sums = [s.splat(T::ZERO); CHAINS];
             for k in (0..e).step_by(lanes) {
-                for j in here..here + 2 * lanes {
-                    if k < keys.ev {
-                        s.prefetch(&keys.v[j * keys.v_stride + k..]);
-                    }
-                    if j + KEY_TILE < keys.count {
-                        s.prefetch(&keys.k[(j + KEY_TILE) * ldk + k..]);
-                    }
-                }
                 let q = &q[k..k + lanes];
-                sums[0] = s.dot_rows(&keys.k[here * ldk + k..], ldk, q, sums[0]);
-                sums[1] = s.dot_rows(&keys.k[(here + lanes) * ldk + k..], ldk, q, sums[1]);
+                for (i, sums) in sums.iter_mut().enumerate() {
+                    let here = here + i * lanes;
+                    for j in here..here + lanes {
+                        if k < keys.ev {
+                            s.prefetch(&keys.v[j * keys.v_stride + k..], 0);
+                        }
+                        if j + KEY_TILE < keys.count {
+                            s.prefetch(&keys.k[(j + KEY_TILE) * ldk + k..], 0);
+                        }
+                    }
+                    *sums = s.dot_rows(&keys.k[here * ldk + k..], ldk, q, *sums);
+                }
             }
-            s.store(sums[0], &mut self.scores[at..]);
-            s.store(sums[1], &mut self.scores[at + lanes..]);
+            for (i, sums) in sums.into_iter().enumerate() {
+                s.store(sums, &mut self.scores[at + i * lanes..]);
+            }
         }
     }
 
@@ -338,6 +340,9 @@ impl<'a, T: Float> Tile<'a, T> {
         }
     }
 }
+
+/// Vectors of keys that a row alone multiplies side by side; the chain of one waits for its multiply-adds.
+const CHAINS: usize = 2;
 
 /// Vectors of values that a row alone takes at a time: eight chains fill the latency of two multiply-adders.
 const ALONE_NV: usize = 8;

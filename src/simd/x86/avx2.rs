@@ -27,8 +27,8 @@ impl Simd<f32> for Avx2 {
     const ISA: Isa = Isa::Avx2;
 
     features! {
-        fn prefetch(x: &[f32]) {
-            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().cast());
+        fn prefetch(x: &[f32], at: usize) {
+            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
         }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load(x: &[f32]) -> __m256 {
@@ -158,6 +158,9 @@ impl Simd<f64> for Avx2 {
     const ISA: Isa = Isa::Avx2;
 
     features! {
+        fn prefetch(x: &[f64], at: usize) {
+            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+        }
         fn splat(x: f64) -> __m256d { _mm256_set1_pd(x) }
         fn load(x: &[f64]) -> __m256d {
             let x = &x[..4];
