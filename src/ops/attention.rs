@@ -248,10 +248,13 @@ impl<T: Float> Attention<'_, T> {
         let group = self.heads / self.kv_heads;
         let place = |i: usize| sequence.query_places.as_ref().map_or(i, |p| p[i] as usize);
         let head_and_query = |r: usize| (kv_head * group + r / sequence.q_len, r % sequence.q_len);
+        // Divided once: for short sequences a division a row is a fifteenth of the task.
+        let mut next = head_and_query(chunk.start);
         let rows: Vec<Row> = chunk
             .clone()
-            .map(|r| {
-                let (head, i) = head_and_query(r);
+            .map(|_| {
+                let (head, i) = next;
+                next = if i + 1 < sequence.q_len { (head, i + 1) } else { (head + 1, 0) };
                 let (first, end) = self.range(place(i), sequence.offset, kept.places.as_deref(), kept.count);
                 let out = sequence.starts[3] + head * self.out.head + i * self.out.row;
                 Row { head, index: i, query: place(i), first, end, out }
