@@ -37,18 +37,19 @@ class Models:
         """Return each peer's forward pass."""
         return self._engines
 
-    def embedders(self) -> dict[str, Embed]:
-        """Return each peer's way from texts to embeddings.
+    def embedders(self, max_tokens: int = MAX_TOKENS) -> dict[str, Embed]:
+        """Return each peer's way from texts to embeddings, texts cut to a number of tokens.
 
         The engines that know only ids get what a careful user would write: Hugging Face's tokenizer, batches
         sorted by length, mean and norm in NumPy.
         """
         found: dict[str, Embed] = {}
         if "sentence-transformers" in self.setup.peers:
-            found["sentence-transformers"] = self._sentence_transformers
+            found["sentence-transformers"] = partial(self._embed_as_it_is, max_tokens)
+            tokenizer = load_tokenizer(self.setup, max_tokens)
             for name in FORMS:
                 if name in self.setup.peers:
-                    found[name] = partial(embed_sorted, self._engines[name], self._tokenizer)
+                    found[name] = partial(embed_sorted, self._engines[name], tokenizer)
         return found
 
     @cached_property
@@ -63,20 +64,25 @@ class Models:
         return {name: make(self.setup) for name, make in load.items() if name in self.setup.peers}
 
     @cached_property
-    def _tokenizer(self) -> Any:  # noqa: ANN401 - tokenizers has no types
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.setup.minilm / "tokenizer.json"))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(MAX_TOKENS)
-        return tokenizer
-
-    @cached_property
-    def _sentence_transformers(self) -> Embed:
+    def _sentence_transformer(self) -> Any:  # noqa: ANN401 - an optional package
         from sentence_transformers import SentenceTransformer
 
-        model = SentenceTransformer(str(self.setup.minilm), device="cpu")
-        return partial(model.encode, batch_size=32, show_progress_bar=False)
+        return SentenceTransformer(str(self.setup.minilm), device="cpu")
+
+    def _embed_as_it_is(self, max_tokens: int, texts: Sequence[str]) -> Array:
+        self._sentence_transformer.max_seq_length = max_tokens
+        embeddings = self._sentence_transformer.encode(texts, batch_size=32, show_progress_bar=False)
+        return np.asarray(embeddings)
+
+
+def load_tokenizer(setup: Setup, max_tokens: int) -> Any:  # noqa: ANN401 - tokenizers has no types
+    """Return Hugging Face's tokenizer, which cuts texts but does not pad them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(setup.minilm / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_tokens)
+    return tokenizer
 
 
 def torch_forward(setup: Setup) -> Forward:

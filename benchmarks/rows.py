@@ -14,7 +14,7 @@ import numpy as np
 
 import headwise as hw
 from benchmarks import array_peers
-from benchmarks.model_peers import Models
+from benchmarks.model_peers import MAX_TOKENS, Models
 from benchmarks.results import OURS
 from headwise._core import _PackedLinear
 
@@ -129,20 +129,37 @@ def minilm_rows(models: Models) -> Iterator[Row]:
 
 
 def sentence_rows(models: Models) -> Iterator[Row]:
-    """Yield the whole way from 1,000 texts to embeddings: tokens, forward pass, pooling, normalising."""
+    """Yield the whole way from texts to embeddings: tokens, forward pass, pooling, normalising."""
     texts = [json.loads(line)["text"] for line in CORPUS.read_text(encoding="utf-8").splitlines()]
-    model = hw.TextEncoder.from_pretrained(models.setup.minilm)
-    lengths = [int(model.tokenize(text)["attention_mask"].sum()) for text in texts]
-    calls: Calls = {OURS: partial(model.encode, texts, show_progress_bar=False)}
-    for name, embed in models.embedders().items():
-        calls[name] = partial(embed, texts)
-    yield Row(
-        f"{len(texts):,} texts to embeddings, texts/s",
-        sum(encoder_operations(length, length, **MINILM) for length in lengths),
-        calls,
-        items=len(texts),
-        unit="texts/s",
-    )
+    sentences = f"{len(texts):,} texts to embeddings, texts/s"
+    paragraphs = f"{LONG_TEXTS} texts of 200 to 500 tokens, texts/s"
+    for name, chosen, longest in [(sentences, texts, MAX_TOKENS), (paragraphs, long_texts(), 512)]:
+        model = hw.TextEncoder.from_pretrained(models.setup.minilm, max_length=longest)
+        lengths = [int(model.tokenize(text)["attention_mask"].sum()) for text in chosen]
+        calls: Calls = {OURS: partial(model.encode, chosen, show_progress_bar=False)}
+        for peer, embed in models.embedders(longest).items():
+            calls[peer] = partial(embed, chosen)
+        yield Row(
+            name,
+            sum(encoder_operations(length, length, **MINILM) for length in lengths),
+            calls,
+            items=len(chosen),
+            unit="texts/s",
+        )
+
+
+LONG_TEXTS = 96
+
+
+def long_texts() -> list[str]:
+    """Return paragraphs of the corpus' English sentences: 180 to 430 words, which are 200 to 500 tokens."""
+    lines = [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
+    words = " ".join(line["text"] for line in lines if line["kind"] == "sentence").split()
+    rng, start, texts = np.random.default_rng(0), 0, []
+    for count in rng.integers(180, 430, LONG_TEXTS):
+        texts.append(" ".join(words[(start + i) % len(words)] for i in range(count)))
+        start += count
+    return texts
 
 
 GROUPS: dict[str, Callable[[Models], Iterator[Row]]] = {
