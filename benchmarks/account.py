@@ -18,9 +18,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import headwise as hw
-from benchmarks import machine, report
+from benchmarks import report
 from benchmarks.account_child import WORKS, Answer, Work
 from benchmarks.account_table import Measured, Spent, legend, middle, table
+from benchmarks.cpu import cpu_name
 
 TASK_ROWS = 72
 """Rows that a thread takes at a time (src/ops/linear.rs): as many are multiplied alone."""
@@ -116,7 +117,7 @@ def measure(
 
 def section(tables: dict[int, Sequence[Measured]], command: str) -> str:
     """Return the generated part of the page."""
-    facts = {"CPU": machine.cpu_name(), "instruction set of headwise": hw.isa(), "command": f"`{command}`"}
+    facts = {"CPU": cpu_name(), "instruction set of headwise": hw.isa(), "command": f"`{command}`"}
     parts = [report.facts_list(facts), legend()]
     for threads, rows in tables.items():
         peak = statistics.median(row.peak for row in rows)

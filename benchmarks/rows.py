@@ -148,7 +148,7 @@ def sentence_rows(models: Models) -> Iterator[Row]:
         )
 
 
-LONG_TEXTS = 96
+LONG_TEXTS = 48
 
 
 def long_texts() -> list[str]:
