@@ -64,6 +64,10 @@ impl PyTextEncoder {
         mmap: bool,
     ) -> PyResult<Self> {
         entry(|| {
+            // The bindings look up NumPy's table of functions at its first use and panic where a signal that came meanwhile
+            // interrupts that. So not by the first embeddings, after much work in which one may come, but now.
+            cls.py().check_signals()?;
+            numpy::dtype::<f32>(cls.py());
             let options =
                 TextEncoderOptions { max_length, pooling: pooling.map(pooling_of).transpose()?, mmap };
             let open = |folder: &Path| match dtype {
