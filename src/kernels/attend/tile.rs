@@ -122,7 +122,8 @@ impl<'a, T: Float> Tile<'a, T> {
     }
 
     /// Products of one query with the 64 keys of a tile that was not packed. Meanwhile the values of the tile, which come
-    /// next, and the keys of the following tile are on their way; asked for all at once they would only stand in line.
+    /// next, and the keys of the following tile are on their way; asked for all at once they would only stand in line. Even
+    /// without the checks in between, which a hint does not need, memory gave a tenth less.
     #[inline(always)]
     fn products_of_one<S: Simd<T>>(&mut self, s: S, q: &[T], keys: &Keys<'_, T>) {
         let (lanes, e, ldk) = (S::LANES, self.e, keys.k_stride);
