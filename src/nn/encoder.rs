@@ -1,7 +1,8 @@
 //! A stack of encoder layers.
 
+mod groups;
+
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
 
 use super::attention::{Call, WantedHeads};
 use super::dropout::site_key;
@@ -14,9 +15,9 @@ use crate::error::{Error, Result};
 use crate::ops::alibi::alibi_slopes;
 use crate::ops::masks::Element;
 use crate::ops::positions::{Layout as Waves, sinusoidal_positions};
-use crate::ops::try_parallel;
 use crate::simd::Float;
 use crate::threads::{num_threads, team_size};
+use groups::{Group, groups_for, in_turn, side_by_side};
 
 /// How a stack tells tokens apart by their place. Places count the tokens that masks keep, from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,18 +32,6 @@ pub enum Positions {
 
 /// Base of rotary positions, as in their paper.
 const ROTARY_THETA: f64 = 10_000.0;
-
-/// Rows that go through all layers together, on one thread: what a layer writes between its input and its output, nine
-/// times (rows, D), then stays in the caches' reach and costs few fresh pages, while products have rows enough. Sequences
-/// do not see each other, so the cut is invisible.
-const GROUP_ROWS: usize = 1024;
-
-/// The share of a call's time that threads with groups of their own may idle at its end. Beyond it all threads work on the
-/// same rows, and wait for each other after every step of a layer.
-const IDLE: f64 = 0.05;
-
-/// Rows of a group below which the weights that stream by cost more than they give.
-const LEAST_ROWS: usize = 64;
 
 /// A stack with its parameters.
 #[derive(Clone, Debug)]
@@ -83,30 +72,6 @@ impl<'a, T> StackCall<'a, T> {
     {
         StackCall { masks: self.masks.get(sequences).unwrap_or(&[]), ..*self }
     }
-}
-
-/// Cuts a batch into groups of whole sequences: for several threads, groups small enough that each thread has equal work
-/// with a group at a time; where no cut does that, larger ones for all threads together.
-fn groups_for(layout: &Layout, team: usize) -> Vec<Range<usize>> {
-    if team == 1 {
-        return layout.groups(GROUP_ROWS);
-    }
-    let total = layout.total();
-    let sizes = std::iter::successors(Some(GROUP_ROWS), |&rows| (rows > LEAST_ROWS).then_some(rows / 2));
-    sizes
-        .map(|rows| layout.groups(rows))
-        .find(|groups| {
-            let mut ends = vec![0_usize; team];
-            for group in groups {
-                // Who is free first takes the next.
-                if let Some(first_free) = ends.iter_mut().min() {
-                    *first_free += layout.lengths[group.clone()].iter().sum::<usize>();
-                }
-            }
-            let time = team * ends.into_iter().max().unwrap_or(0);
-            (time - total) as f64 <= IDLE * time as f64
-        })
-        .unwrap_or_else(|| layout.groups(GROUP_ROWS * team))
 }
 
 /// What a stack returns, all as rows without padding.
@@ -184,9 +149,9 @@ impl<T: Float> Encoder<T> {
         let whole = call.dropout.is_some() || call.hidden_states;
         let groups = if whole { layout.groups(usize::MAX) } else { groups_for(layout, team) };
         if team > 1 && groups.len() >= team {
-            self.groups_side_by_side(&mut x, layout, &groups, call, &mut output)?;
+            side_by_side(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
         } else {
-            self.groups_in_turn(&mut x, layout, &groups, call, &mut output)?;
+            in_turn(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
         }
         if let Some(norm) = &self.norm {
             let mut normed = crate::ops::buffer::zeros(x.len())?;
@@ -200,80 +165,18 @@ impl<T: Float> Encoder<T> {
         Ok(output)
     }
 
-    /// Each group on all threads, one group after the other.
-    fn groups_in_turn(
-        &self,
-        x: &mut [T],
-        layout: &Layout,
-        groups: &[Range<usize>],
-        call: &StackCall<'_, T>,
-        output: &mut StackOutput<T>,
-    ) -> Result<()> {
-        let parts: Vec<Layout> = groups.iter().map(|g| layout.part(g.clone())).collect();
-        let Some(largest) = parts.iter().max_by_key(|p| p.total()) else { return Ok(()) };
-        let d = self.config.attention.d_model;
-        let (mut buffers, mut rest) = (None, x);
-        for (group, part) in groups.iter().zip(&parts) {
-            let (rows, after) = rest.split_at_mut(part.total() * d);
-            rest = after;
-            self.layers_of_group(rows, (part, largest), &call.of(group.clone()), &mut buffers, output)?;
-        }
-        Ok(())
-    }
-
-    /// Each group on one thread, from the first layer to the last: no thread waits for another in between.
-    fn groups_side_by_side(
-        &self,
-        x: &mut [T],
-        layout: &Layout,
-        groups: &[Range<usize>],
-        call: &StackCall<'_, T>,
-        output: &mut StackOutput<T>,
-    ) -> Result<()> {
-        struct Group<'a, T> {
-            sequences: Range<usize>,
-            layout: Layout,
-            rows: &'a mut [T],
-            weights: Vec<Vec<T>>,
-        }
+    /// The groups with their rows of `x`.
+    fn cut<'x>(&self, x: &'x mut [T], layout: &Layout, groups: &[Range<usize>]) -> Vec<Group<'x, T>> {
         let d = self.config.attention.d_model;
         let mut rest = x;
-        let mut tasks = Vec::with_capacity(groups.len());
-        for group in groups {
-            let layout = layout.part(group.clone());
+        let mut cut = Vec::with_capacity(groups.len());
+        for sequences in groups {
+            let layout = layout.part(sequences.clone());
             let (rows, after) = rest.split_at_mut(layout.total() * d);
             rest = after;
-            tasks.push(Mutex::new(Group { sequences: group.clone(), layout, rows, weights: Vec::new() }));
+            cut.push(Group { sequences: sequences.clone(), layout, rows });
         }
-        try_parallel(tasks.len(), |i| {
-            let mut task = tasks[i].lock().unwrap_or_else(PoisonError::into_inner);
-            let Group { sequences, layout, rows, weights } = &mut *task;
-            let mut output = StackOutput {
-                rows: Vec::new(),
-                hidden_states: Vec::new(),
-                weights: vec![Vec::new(); self.layers.len()],
-            };
-            self.layers_of_group(
-                rows,
-                (layout, layout),
-                &call.of(sequences.clone()),
-                &mut None,
-                &mut output,
-            )?;
-            *weights = output.weights;
-            Ok(())
-        })?;
-        for task in tasks {
-            let group = task.into_inner().unwrap_or_else(PoisonError::into_inner);
-            for (all, of_group) in output.weights.iter_mut().zip(group.weights) {
-                if all.is_empty() {
-                    *all = of_group;
-                } else {
-                    all.extend(of_group);
-                }
-            }
-        }
-        Ok(())
+        cut
     }
 
     /// Takes the rows of some sequences through all layers; `buffers` have room for those of `largest`.
@@ -471,21 +374,6 @@ mod tests {
             }
             assert_eq!((at, seen, all.weights[0].len()), (total, all.weights[1].len(), 0));
         }
-    }
-
-    #[test]
-    fn groups_are_small_enough_for_all_threads() {
-        let cut = |lengths: &[usize], team| groups_for(&Layout::dense(lengths.to_vec()), team);
-        // One thread cares for its caches only; two have one half each, and more groups where these are uneven.
-        assert_eq!(cut(&[32; 64], 1), [0..32, 32..64]);
-        assert_eq!(cut(&[32; 32], 2), [0..16, 16..32]);
-        assert_eq!(cut(&[128; 24], 2), (0..6).map(|i| 4 * i..4 * i + 4).collect::<Vec<_>>());
-        // Nothing that one thread would finish long after the other: all threads share every operation.
-        for lengths in [&[500][..], &[100, 100, 100]] {
-            let groups = cut(lengths, 2);
-            assert_eq!((groups.len(), groups[0].clone()), (1, 0..lengths.len()));
-        }
-        assert!(cut(&[], 2).is_empty());
     }
 
     #[test]
