@@ -124,6 +124,10 @@ pub struct Attend<'a, T> {
     pub row_sum: &'a mut [T],
     /// Room for a tile: [`tile_len`] numbers.
     pub scratch: &'a mut [T],
+    /// Whether the first tile has been asked for already.
+    pub asked: bool,
+    /// Distances from these queries, keys and values to those of the head that comes next.
+    pub ahead: Option<[usize; 3]>,
     /// Output, shared with the other tasks.
     pub out: OutRows<'a, T>,
 }
@@ -144,8 +148,8 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
     #[inline(always)]
     fn run<S: Simd<T>>(self, s: S) {
         at!(Attention);
-        let Attend { q, ldq, e, keys, segment, rows, scoring, dropout, acc, row_max, row_sum, scratch, out } =
-            self;
+        let Self { q, ldq, e, keys, segment, rows, scoring, dropout, .. } = self;
+        let Self { acc, row_max, row_sum, scratch, asked, ahead, out, .. } = self;
         let open = keys.allowed.is_none()
             && matches!(scoring.mask, Mask::None)
             && rows.iter().all(|r| r.first == 0 && r.end == keys.count);
@@ -162,7 +166,7 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
             if rows.iter().all(|r| r.end <= first || r.first >= first + count) {
                 continue;
             }
-            let begins = first == segment.start;
+            let begins = first == segment.start && !asked;
             let alone = rows.len() == 1;
             if alone {
                 tile.load_for_one(s, &keys, first, count);
@@ -172,25 +176,32 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
                 }
                 tile.load(s, &keys, first, count);
             }
+            // What is read next is asked for meanwhile: another tile, or another head.
+            let end = first + count;
+            let (next_keys, next) = match ahead {
+                Some([_, k, v]) if end == keys.count => {
+                    (Keys { k: &keys.k[k..], v: &keys.v[v..], ..keys }, 0..KEY_TILE.min(keys.count))
+                }
+                _ => (keys, end..(end + KEY_TILE).min(keys.count)),
+            };
+            let next_queries =
+                ahead.filter(|&[q, ..]| q > 0 && end == keys.count).map(|[distance, ..]| &q[distance..]);
             let blocks = rows.len().div_ceil(S::ATTEND_MR);
             let mut at = 0;
             for b in 0..blocks {
-                let end = first + KEY_TILE;
-                let ahead = |b: usize| (end + KEY_TILE * b / blocks).min(keys.count);
                 if !alone {
-                    prefetch_keys(s, &keys, e, ahead(b)..ahead(b + 1));
+                    let part = |b: usize| next.start + next.len() * b / blocks;
+                    prefetch_keys(s, &next_keys, e, part(b)..part(b + 1));
                 }
                 if begins {
-                    prefetch_queries(
-                        s,
-                        q,
-                        ldq,
-                        e,
-                        at + S::ATTEND_MR..(at + 2 * S::ATTEND_MR).min(rows.len()),
-                    );
+                    let following = at + S::ATTEND_MR..(at + 2 * S::ATTEND_MR).min(rows.len());
+                    prefetch_queries(s, q, ldq, e, following);
                 }
                 let n = (rows.len() - at).div_ceil(blocks - b);
                 let some = at..at + n;
+                if let Some(q) = next_queries {
+                    prefetch_queries(s, q, ldq, e, some.clone());
+                }
                 let block = Block {
                     q: &q[at * ldq..],
                     ldq,

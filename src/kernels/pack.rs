@@ -7,7 +7,7 @@
 //! Nothing is computed, so panels are the weights themselves in another order: [`UnpackRows`] has them back bit for bit.
 
 use super::gemm::K_BLOCK;
-use crate::simd::{Float, Kernel, Simd};
+use crate::simd::{Float, Kernel, Simd, VIRTUAL_LANES};
 
 /// Packed weights of a product with `n` columns over `k` steps.
 #[derive(Clone, Copy, Debug)]
@@ -79,7 +79,8 @@ impl<T: Float> Kernel<T> for PackRows<'_, T> {
     }
 }
 
-/// Packs `columns` rows of `w` as one panel `[k][width]`; what is beyond the columns becomes zero.
+/// Packs `columns` rows of `w` as one panel `[k][width]`. What is beyond the columns becomes zero up to whole vectors; further
+/// vectors are left as they are.
 #[inline(always)]
 pub fn pack_panel<T: Float, S: Simd<T>>(
     s: S,
@@ -91,15 +92,27 @@ pub fn pack_panel<T: Float, S: Simd<T>>(
     width: usize,
 ) {
     let lanes = S::LANES;
-    for c in (0..width).step_by(lanes) {
-        let block_columns = lanes.min(columns.saturating_sub(c));
-        let whole_k = if block_columns == lanes { k - k % lanes } else { 0 };
-        for k0 in (0..whole_k).step_by(lanes) {
-            s.transpose(&w[c * ldw + k0..], ldw, &mut panel[k0 * width + c..], width);
+    let whole_k = k - k % lanes;
+    for c in (0..columns).step_by(lanes) {
+        let rows = &w[c * ldw..];
+        let n = lanes.min(columns - c);
+        if n == lanes {
+            for k0 in (0..whole_k).step_by(lanes) {
+                s.transpose(&rows[k0..], ldw, &mut panel[k0 * width + c..], width);
+            }
+        } else {
+            // Turned as a square of which some rows are zero.
+            let mut square = [T::ZERO; VIRTUAL_LANES * VIRTUAL_LANES];
+            for k0 in (0..whole_k).step_by(lanes) {
+                for j in 0..n {
+                    s.store(s.load(&rows[j * ldw + k0..]), &mut square[j * lanes..]);
+                }
+                s.transpose(&square, lanes, &mut panel[k0 * width + c..], width);
+            }
         }
         for k1 in whole_k..k {
             for j in 0..lanes {
-                panel[k1 * width + c + j] = if j < block_columns { w[(c + j) * ldw + k1] } else { T::ZERO };
+                panel[k1 * width + c + j] = if j < n { rows[j * ldw + k1] } else { T::ZERO };
             }
         }
     }

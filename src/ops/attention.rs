@@ -1,26 +1,30 @@
 //! Attention over batches: cuts the work into tasks and hands each to the kernel.
 //!
 //! A task is up to [`TASK_ROWS`] query rows that share one key/value head of one sequence: with grouped queries, rows
-//! of several heads. It gathers its queries, attends, and writes its rows of the output, of the log-sum-exp and of the
-//! weights. Keys that are blocked for the whole sequence are removed first, before tiles are cut, so that padding and
-//! holes have the bits of deletion.
+//! of several heads; where sequences are short, the same of several key/value heads, one after the other. It gathers its
+//! queries, attends, and writes its rows of the output, of the log-sum-exp and of the weights. Keys that are blocked for
+//! the whole sequence are removed first, before tiles are cut, so that padding and holes have the bits of deletion.
 
-use std::ops::Range;
+mod task;
 
-use super::aligned::with_scratch;
 use super::buffer::zeros;
 use super::try_parallel;
 use crate::error::{Error, Result};
-use crate::kernels::attend::{
-    Attend, Dropout, KEY_TILE, Keys, Mask, Row, ScoreKind, Scores, Scoring, padded, tile_len,
-};
+use crate::kernels::attend::{Mask, ScoreKind};
 use crate::kernels::gemm::OutRows;
-use crate::simd::{Float, Isa, active};
-use crate::threads::checkpoint;
+use crate::simd::{Float, active};
+use crate::threads::team_size;
+use task::Task;
 
 /// Query rows of a task: enough that packing a tile of keys costs a hundredth of using it, few enough that queries and
 /// sums stay in the second-level cache.
 const TASK_ROWS: usize = 128;
+
+/// Multiply-adds that make a task of several heads: about ten microseconds, beside which its own cost is small.
+const TASK_WORK: usize = 1 << 20;
+
+/// Tasks that a thread gets at least, before they get several heads.
+const TASKS_A_THREAD: usize = 8;
 
 /// Multiply-adds below which a second thread costs more than it brings.
 const WORTH_A_THREAD: usize = 400_000;
@@ -183,26 +187,38 @@ impl<T: Float> Attention<'_, T> {
             scores: wanted.scores.map(|(kind, scores, slots)| (kind, OutRows::new(scores), slots)),
         };
         let kept: Vec<Kept> = self.sequences.iter().map(Kept::of).collect::<Result<_>>()?;
-        let mut tasks: Vec<(usize, usize, Range<usize>)> = Vec::new();
+        let mut tasks: Vec<Task<'_, T>> = Vec::new();
         let mut work = 0_usize;
-        for (b, sequence) in self.sequences.iter().enumerate() {
+        // As many as leave every thread enough tasks.
+        let team = team_size();
+        let all = self.sequences.len().saturating_mul(self.kv_heads);
+        let most_heads = if team == 1 { self.kv_heads } else { all / (TASKS_A_THREAD * team) }
+            .clamp(1, self.kv_heads.max(1));
+        for (sequence, kept) in self.sequences.iter().zip(&kept) {
             let rows = group * sequence.q_len;
             let chunks = rows.div_ceil(TASK_ROWS);
-            for kv_head in 0..self.kv_heads {
+            let of_head = rows.saturating_mul(sequence.k_len).saturating_mul(self.e + self.ev);
+            work = work.saturating_add(of_head.saturating_mul(self.kv_heads));
+            // Short sequences give a task several heads.
+            let heads = (TASK_WORK / of_head.max(1)).clamp(1, most_heads);
+            let parts = self.kv_heads.div_ceil(heads);
+            for part in 0..parts {
                 for c in 0..chunks {
-                    tasks.push((b, kv_head, rows * c / chunks..rows * (c + 1) / chunks));
+                    tasks.push(Task {
+                        call: self,
+                        isa,
+                        sequence,
+                        kept,
+                        kv_heads: self.kv_heads * part / parts..self.kv_heads * (part + 1) / parts,
+                        chunk: rows * c / chunks..rows * (c + 1) / chunks,
+                    });
                 }
             }
-            let pairs = self.heads.saturating_mul(sequence.q_len).saturating_mul(sequence.k_len);
-            work = work.saturating_add(pairs.saturating_mul(self.e + self.ev));
         }
-        let run = |(b, kv_head, rows): &(usize, usize, Range<usize>)| {
-            self.task(isa, &self.sequences[*b], &kept[*b], *kv_head, rows.clone(), &outputs)
-        };
         if work < WORTH_A_THREAD {
-            return try_parallel(1, |_| tasks.iter().try_for_each(run));
+            return try_parallel(1, |_| tasks.iter().try_for_each(|task| task.run(&outputs)));
         }
-        try_parallel(tasks.len(), |i| run(&tasks[i]))
+        try_parallel(tasks.len(), |i| tasks[i].run(&outputs))
     }
 
     /// Keys `first..end` of `kept` that causality and window allow a query at `place`.
@@ -230,156 +246,4 @@ impl<T: Float> Attention<'_, T> {
             ),
         }
     }
-
-    #[allow(
-        clippy::too_many_lines,
-        reason = "the parts of one call of the kernel, cut out of what tasks share"
-    )]
-    fn task(
-        &self,
-        isa: Isa,
-        sequence: &Sequence<'_, T>,
-        kept: &Kept,
-        kv_head: usize,
-        chunk: Range<usize>,
-        outputs: &Outputs<'_, T>,
-    ) -> Result<()> {
-        let (e, ev, n) = (self.e, self.ev, chunk.len());
-        let group = self.heads / self.kv_heads;
-        let place = |i: usize| sequence.query_places.as_ref().map_or(i, |p| p[i] as usize);
-        let head_and_query = |r: usize| (kv_head * group + r / sequence.q_len, r % sequence.q_len);
-        // Divided once: for short sequences a division a row is a fifteenth of the task.
-        let mut next = head_and_query(chunk.start);
-        let rows: Vec<Row> = chunk
-            .clone()
-            .map(|_| {
-                let (head, i) = next;
-                next = if i + 1 < sequence.q_len { (head, i + 1) } else { (head + 1, 0) };
-                let (first, end) = self.range(place(i), sequence.offset, kept.places.as_deref(), kept.count);
-                let out = sequence.starts[3] + head * self.out.head + i * self.out.row;
-                Row { head, index: i, query: place(i), first, end, out }
-            })
-            .collect();
-        let keys = Keys {
-            k: &self.k.data[(sequence.starts[1] + kv_head * self.k.strides.head).min(self.k.data.len())..],
-            k_stride: self.k.strides.row,
-            v: &self.v.data[(sequence.starts[2] + kv_head * self.v.strides.head).min(self.v.data.len())..],
-            v_stride: self.v.strides.row,
-            ev,
-            rows: kept.rows.as_deref(),
-            places: kept.places.as_deref(),
-            count: kept.count,
-            allowed: None,
-        };
-        let scoring =
-            Scoring { scale: self.scale, softcap: self.softcap, alibi: self.alibi, mask: sequence.mask };
-        let dropout = self.dropout.map(|(p, key)| Dropout {
-            p,
-            key,
-            base: sequence.dropout_base,
-            shape: sequence.dropout_shape,
-        });
-        let lengths = [n * e, n * padded(ev), n, n, tile_len(e, ev)].map(|len| len.next_multiple_of(16));
-        with_scratch(lengths.iter().sum(), |scratch: &mut [T]| {
-            let (q, rest) = scratch.split_at_mut(lengths[0]);
-            let (acc, rest) = rest.split_at_mut(lengths[1]);
-            let (row_max, rest) = rest.split_at_mut(lengths[2]);
-            let (row_sum, tile) = rest.split_at_mut(lengths[3]);
-            let (row_max, row_sum) = (&mut row_max[..n], &mut row_sum[..n]);
-            let query_at = |r: usize| {
-                let (head, i) = head_and_query(r);
-                sequence.starts[0] + head * self.q.strides.head + i * self.q.strides.row
-            };
-            // Queries of one head are read where they are.
-            let one_head = n > 0 && head_and_query(chunk.start).0 == head_and_query(chunk.end - 1).0;
-            let (q, ldq) = if one_head {
-                (&self.q.data[query_at(chunk.start)..], self.q.strides.row)
-            } else {
-                for (r, to) in chunk.clone().zip(q.chunks_exact_mut(e)) {
-                    to.copy_from_slice(&self.q.data[query_at(r)..][..e]);
-                }
-                (&*q, e)
-            };
-            for segment in segments(kept.count, n * (e + ev)) {
-                checkpoint()?;
-                let attend = Attend {
-                    q,
-                    ldq,
-                    e,
-                    keys,
-                    segment,
-                    rows: &rows,
-                    scoring,
-                    dropout,
-                    acc: &mut *acc,
-                    row_max: &mut *row_max,
-                    row_sum: &mut *row_sum,
-                    scratch: &mut *tile,
-                    out: outputs.out,
-                };
-                T::dispatch(isa, attend);
-            }
-            if let Some((lse, strides)) = &outputs.lse {
-                for (r, (&max, &sum)) in chunk.clone().zip(row_max.iter().zip(&*row_sum)) {
-                    let (head, i) = head_and_query(r);
-                    // SAFETY: each row has its own place.
-                    let out =
-                        unsafe { lse.slice(sequence.lse_start + head * strides.head + i * strides.row, 1) };
-                    out[0] = log_sum_exp(max, sum);
-                }
-            }
-            if let Some((kind, scores, slots)) = &outputs.scores {
-                let rows: Vec<Row> = chunk
-                    .clone()
-                    .zip(&rows)
-                    .map(|(r, row)| {
-                        let (head, i) = head_and_query(r);
-                        let places = sequence.key_places.as_deref();
-                        let (first, end) = self.range(row.query, sequence.offset, places, sequence.k_len);
-                        let strides = sequence.score_strides;
-                        let slot = slots.map_or(Some(head), |slots| slots[head]);
-                        let start = |slot| sequence.scores_start + slot * strides.head + i * strides.row;
-                        Row { first, end, out: slot.map_or(Row::NOWHERE, start), ..*row }
-                    })
-                    .collect();
-                let places = sequence.key_places.as_deref();
-                let allowed = sequence.key_mask.as_deref();
-                let keys = Keys { rows: None, places, allowed, count: sequence.k_len, ..keys };
-                for segment in segments(sequence.k_len, n * (e + ev)) {
-                    checkpoint()?;
-                    let scores = Scores {
-                        kind: *kind,
-                        q,
-                        ldq,
-                        e,
-                        keys,
-                        segment,
-                        rows: &rows,
-                        scoring,
-                        row_max: &*row_max,
-                        row_sum: &*row_sum,
-                        scratch: &mut *tile,
-                        out: *scores,
-                    };
-                    T::dispatch(isa, scores);
-                }
-            }
-            Ok(())
-        })
-    }
-}
-
-/// Cuts keys into whole tiles that take a few milliseconds each, so that Ctrl-C is not kept waiting by a task with very
-/// many keys; at least one segment.
-fn segments(keys: usize, work_per_key: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (SEGMENT_WORK / work_per_key.max(1)).next_multiple_of(KEY_TILE).max(KEY_TILE);
-    (0..keys.max(1)).step_by(step).map(move |first| first..keys.min(first + step))
-}
-
-/// M ln 2 + ln l in f64, rounded once; -inf where nothing was added.
-fn log_sum_exp<T: Float>(max: T, sum: T) -> T {
-    if max == T::NEG_INFINITY && !sum.is_nan() {
-        return T::NEG_INFINITY;
-    }
-    T::from_f64(libm::fma(max.to_f64(), std::f64::consts::LN_2, libm::log(sum.to_f64())))
 }

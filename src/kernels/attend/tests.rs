@@ -94,6 +94,8 @@ impl<T: Float> Case<T> {
                 row_max: &mut row_max,
                 row_sum: &mut row_sum,
                 scratch: &mut scratch,
+                asked: false,
+                ahead: None,
                 out: OutRows::new(&mut out),
             },
         );

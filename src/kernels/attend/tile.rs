@@ -256,10 +256,21 @@ impl<'a, T: Float> Tile<'a, T> {
     #[inline(always)]
     pub fn products<S: Simd<T>>(&mut self, s: S, q: &[T], ldq: usize, rows: usize, used: usize) {
         let (e, width) = (self.e, S::ATTEND_NV * S::LANES);
-        for p in 0..used.div_ceil(width) {
-            let panel = &self.k[p * width * e..(p + 1) * width * e];
+        for (p, panel) in self.k.chunks_exact(width * e).take(used.div_ceil(width)).enumerate() {
             let out = &mut self.scores[p * width..];
-            for_tile!(S, T, rows, S::ATTEND_MR, S::ATTEND_NV, product_tile(s, q, ldq, e, panel, out));
+            // Few keys, or the last few of many, take half a panel.
+            if used - p * width <= S::LANES {
+                for_tile!(S, T, rows, S::ATTEND_MR, 1, product_tile(s, q, ldq, e, (panel, width), out));
+            } else {
+                for_tile!(
+                    S,
+                    T,
+                    rows,
+                    S::ATTEND_MR,
+                    S::ATTEND_NV,
+                    product_tile(s, q, ldq, e, (panel, width), out)
+                );
+            }
         }
     }
 
@@ -378,10 +389,9 @@ fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     q: &[T],
     ldq: usize,
     e: usize,
-    panel: &[T],
+    (panel, width): (&[T], usize),
     out: &mut [T],
 ) {
-    let width = NV * S::LANES;
     let mut start = 0;
     loop {
         let kc = K_BLOCK.min(e - start);
