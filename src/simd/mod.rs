@@ -210,7 +210,7 @@ pub trait Simd<T: Float>: Copy + Send + Sync + 'static {
         self.load(&x)
     }
 
-    /// Asks for the cache line of number `at` of `x`, or of memory behind it: a hint that changes nothing, and needs no
+    /// Asks for the cache line of number `at` of `x`, or of memory behind it, into the first-level cache: a hint that changes nothing, and needs no
     /// check where `at` is beyond the end.
     #[inline(always)]
     fn prefetch(self, x: &[T], at: usize) {

@@ -28,7 +28,7 @@ impl Simd<f32> for Avx2 {
 
     features! {
         fn prefetch(x: &[f32], at: usize) {
-            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
         }
         fn splat(x: f32) -> __m256 { _mm256_set1_ps(x) }
         fn load(x: &[f32]) -> __m256 {
@@ -159,7 +159,7 @@ impl Simd<f64> for Avx2 {
 
     features! {
         fn prefetch(x: &[f64], at: usize) {
-            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
         }
         fn splat(x: f64) -> __m256d { _mm256_set1_pd(x) }
         fn load(x: &[f64]) -> __m256d {

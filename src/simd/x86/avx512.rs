@@ -32,7 +32,7 @@ impl Simd<f32> for Avx512 {
 
     features! {
         fn prefetch(x: &[f32], at: usize) {
-            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
         }
         fn splat(x: f32) -> __m512 { _mm512_set1_ps(x) }
         fn load(x: &[f32]) -> __m512 {
@@ -213,7 +213,7 @@ impl Simd<f64> for Avx512 {
 
     features! {
         fn prefetch(x: &[f64], at: usize) {
-            _mm_prefetch::<_MM_HINT_T1>(x.as_ptr().wrapping_add(at).cast());
+            _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().wrapping_add(at).cast());
         }
         fn splat(x: f64) -> __m512d { _mm512_set1_pd(x) }
         fn load(x: &[f64]) -> __m512d {
