@@ -39,7 +39,8 @@ fn product<T: Float>(
     // The peak loop is of float32, and few rows wait for the weights rather than for the arithmetic.
     let operations = if m >= 72 && T::NAME == "float32" { 2 * m * k * n } else { 0 };
     visit(&format!("{name}, {m} x {k} -> {n}"), operations, &mut || {
-        let after = After { activation, residual: residual.as_ref().and_then(|r| r.as_slice()) };
+        let residual = residual.as_ref().and_then(|r| r.as_slice());
+        let after = After { activation, residual, ..After::default() };
         packed.forward(x.as_slice().expect("dense"), m, &mut out, after).expect("a product");
         black_box(&out);
     });

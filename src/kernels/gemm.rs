@@ -172,6 +172,8 @@ pub struct Product<'a, T> {
     pub out: OutRows<'a, T>,
     /// What is read after these panels and may be asked for meanwhile; if empty, each block asks for the next.
     pub then: &'a [T],
+    /// The weights that are read after the last of these, as far as they are known.
+    pub next: &'a [T],
     /// What follows the sum.
     pub epilogue: Epilogue<'a, T>,
 }
@@ -227,7 +229,10 @@ impl<T: Float> Kernel<T> for Product<'_, T> {
             // All rows pass by one block of a panel before the next: the block stays in the first-level cache.
             for b in 0..blocks {
                 let (start, end) = (b * K_BLOCK, k.min((b + 1) * K_BLOCK));
-                let next = if self.then.is_empty() {
+                let last = panel + 1 == self.panels.end && b + 1 == blocks;
+                let next = if last && self.then.is_empty() {
+                    &self.next[..self.next.len().min(K_BLOCK * S::GEMM_NV * S::LANES)]
+                } else if self.then.is_empty() {
                     self.weights.block(panel, S::GEMM_NV * S::LANES, end * vectors * S::LANES)
                 } else {
                     let (part, parts) =

@@ -148,7 +148,7 @@ impl<T: Float> Dense<T> {
             DenseActivation::Fused(activation) => activation,
             DenseActivation::Tanh | DenseActivation::Sigmoid => Activation::Identity,
         };
-        self.linear.forward(x, x.len() / k, &mut out, After { activation: fused, residual: None })?;
+        self.linear.forward(x, x.len() / k, &mut out, After { activation: fused, ..After::default() })?;
         let (isa, activation) = (active()?, self.activation);
         if !matches!(activation, DenseActivation::Fused(_)) {
             over_rows(&mut out, n, COST * n, |_, x| T::dispatch(isa, Bounded { x, activation }))?;

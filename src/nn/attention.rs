@@ -141,6 +141,11 @@ impl<T: Float> AttentionBuffers<T> {
 }
 
 impl<T: Float> MultiHeadAttention<T> {
+    /// The weights that are read first, for [`After::next`].
+    pub fn panels(&self) -> &[T] {
+        self.q.panels()
+    }
+
     /// Attends: each query to the keys of its sequence.
     ///
     /// Writes (T, D) into `out`, with `after.residual` added; returns the wanted weights, (heads, L, S) of each
@@ -161,9 +166,9 @@ impl<T: Float> MultiHeadAttention<T> {
         let (wide, narrow) = (self.config.query_width(), self.config.kv_width());
         let (q, result) = (&mut q[..rows * wide], &mut result[..rows * wide]);
         let (k, v) = (&mut k[..key_rows * narrow], &mut v[..key_rows * narrow]);
-        self.q.forward(x.rows, rows, q, After::default())?;
-        self.k.forward(keys.rows, key_rows, k, After::default())?;
-        self.v.forward(values, key_rows, v, After::default())?;
+        self.q.forward(x.rows, rows, q, After { next: self.k.panels(), ..After::default() })?;
+        self.k.forward(keys.rows, key_rows, k, After { next: self.v.panels(), ..After::default() })?;
+        self.v.forward(values, key_rows, v, After { next: self.out.panels(), ..After::default() })?;
         let e = self.config.head_dim;
         if let Some(theta) = call.rotary {
             rotate_rows(q, self.config.num_heads, e, &x.layout.lengths, theta)?;

@@ -213,7 +213,8 @@ impl<T: Float> Encoder<T> {
                 *buffers = Some((widths, layer.buffers(largest, call.dropout.is_some())?));
             }
             let (_, buffers) = buffers.as_mut().expect("made above");
-            let weights = layer.forward(x, layout, &of_layer, buffers)?;
+            let next = self.layers.get(n + 1).map_or(&[][..], EncoderLayer::panels);
+            let weights = layer.forward(x, layout, &of_layer, buffers, next)?;
             if output.weights[n].is_empty() {
                 output.weights[n] = weights;
             } else {

@@ -126,7 +126,12 @@ impl<T: Float> EncoderLayer<T> {
         })
     }
 
-    /// Takes the rows `x` (T, D) through the layer, in place; returns the wanted weights.
+    /// The weights that are read first, for [`After::next`].
+    pub fn panels(&self) -> &[T] {
+        self.attention.panels()
+    }
+
+    /// Takes the rows `x` (T, D) through the layer, in place; returns the wanted weights. `next` is [`After::next`].
     ///
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
@@ -136,6 +141,7 @@ impl<T: Float> EncoderLayer<T> {
         layout: &Layout,
         call: &Call<'_, T>,
         buffers: &mut LayerBuffers<T>,
+        next: &[T],
     ) -> Result<Vec<T>> {
         let rows = layout.total();
         let LayerBuffers { attention, hidden, normed, middle } = buffers;
@@ -151,7 +157,7 @@ impl<T: Float> EncoderLayer<T> {
         };
         // With dropout the residual is added after it, else by the product itself: the same sums either way.
         let residual = dropout.is_none().then_some(&*x);
-        let after = After { activation: Activation::Identity, residual };
+        let after = After { residual, next: self.feed_forward.panels(), ..After::default() };
         let sources = Sources::own(Tokens { rows: first, layout });
         let weights = self.attention.forward(sources, call, attention, middle, after)?;
         if let Some(key) = dropout {
@@ -165,7 +171,7 @@ impl<T: Float> EncoderLayer<T> {
         }
         let second: &[T] = if norm_first { normed } else { x };
         let residual = dropout.is_none().then_some(&*x);
-        self.feed_forward.forward(second, rows, middle, residual, dropout, hidden)?;
+        self.feed_forward.forward(second, rows, middle, (residual, next), dropout, hidden)?;
         if let Some(key) = dropout {
             self.drop_and_add(middle, x, site_key(key, 0, 3))?;
         }

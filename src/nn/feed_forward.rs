@@ -100,7 +100,12 @@ impl<T: Float> FeedForward<T> {
         Ok(HiddenRows { hidden, gate, in_blocks })
     }
 
-    /// Maps `m` rows of `x` into `out`, `residual` added.
+    /// The weights that are read first, for [`After::next`].
+    pub fn panels(&self) -> &[T] {
+        self.gate.as_ref().unwrap_or(&self.up).panels()
+    }
+
+    /// Maps `m` rows of `x` into `out`, `residual` added; `next` is [`After::next`].
     ///
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
@@ -109,7 +114,7 @@ impl<T: Float> FeedForward<T> {
         x: &[T],
         m: usize,
         out: &mut [T],
-        residual: Option<&[T]>,
+        (residual, next): (Option<&[T]>, &[T]),
         dropout: Option<u64>,
         buffers: &mut HiddenRows<T>,
     ) -> Result<()> {
@@ -120,7 +125,7 @@ impl<T: Float> FeedForward<T> {
             if let Some(key) = dropout.filter(|_| self.dropout > 0.0) {
                 drop_out(&mut hidden[..m * f], self.dropout, site_key(key, 0, 2))?;
             }
-            return self.down.forward(hidden, m, out, After { activation: Activation::Identity, residual });
+            return self.down.forward(hidden, m, out, After { residual, next, ..After::default() });
         }
         let shared = OutRows::new(out);
         try_parallel(m.div_ceil(BLOCK_ROWS), |block| {
@@ -133,14 +138,15 @@ impl<T: Float> FeedForward<T> {
                 // SAFETY: each block has rows of its own.
                 let out = unsafe { shared.slice(start * d, rows * d) };
                 let residual = residual.map(|r| &r[start * d..(start + rows) * d]);
-                self.down.forward(hidden, rows, out, After { activation: Activation::Identity, residual })
+                let next = if start + rows < m { self.panels() } else { next };
+                self.down.forward(hidden, rows, out, After { residual, next, ..After::default() })
             })
         })
     }
 
     /// The hidden rows of `rows` rows; `gate` is room for as many where there is a gate.
     fn hide(&self, x: &[T], rows: usize, hidden: &mut [T], gate: &mut [T]) -> Result<()> {
-        let activated = After { activation: self.activation, residual: None };
+        let activated = After { activation: self.activation, next: self.down.panels(), ..After::default() };
         let Some(gate_weights) = &self.gate else {
             return self.up.forward(x, rows, hidden, activated);
         };
@@ -201,7 +207,7 @@ mod tests {
         // Training takes all rows in one go; nothing is dropped, as the probability is 0.
         let dropout = in_one_go.then_some(1);
         let mut buffers = part.buffers(m, in_one_go).unwrap();
-        part.forward(x, m, &mut out, residual, dropout, &mut buffers).unwrap();
+        part.forward(x, m, &mut out, (residual, &[]), dropout, &mut buffers).unwrap();
         out
     }
 

@@ -108,6 +108,11 @@ impl<T: Float> Linear<T> {
         Self::new(shape, &weight.data, bias.as_deref())
     }
 
+    /// The weights as products read them, for [`After::next`].
+    pub fn panels(&self) -> &[T] {
+        self.0.panels()
+    }
+
     /// Maps `m` rows of `x` into `out`.
     ///
     /// # Errors

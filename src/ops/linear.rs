@@ -43,11 +43,13 @@ pub struct After<'a, T> {
     pub activation: Activation,
     /// Added last.
     pub residual: Option<&'a [T]>,
+    /// Weights, as [`PackedLinear::panels`] gives them, of the product that comes next: a hint.
+    pub next: &'a [T],
 }
 
 impl<T> Default for After<'_, T> {
     fn default() -> Self {
-        Self { activation: Activation::Identity, residual: None }
+        Self { activation: Activation::Identity, residual: None, next: &[] }
     }
 }
 
@@ -101,6 +103,11 @@ impl<T: Float> PackedLinear<T> {
         Ok(Self { data, bias: bias.map(<[T]>::to_vec), n, k, isa })
     }
 
+    /// The weights as they are read, for [`After::next`].
+    pub fn panels(&self) -> &[T] {
+        &self.data
+    }
+
     /// Columns of the product.
     pub fn n(&self) -> usize {
         self.n
@@ -136,6 +143,13 @@ impl<T: Float> PackedLinear<T> {
             // Whole tiles, but for the last.
             let rows = mr * (tiles * row_task / row_tasks)..m.min(mr * (tiles * (row_task + 1) / row_tasks));
             let first = rows.start;
+            let panels = panels * column_task / column_tasks..panels * (column_task + 1) / column_tasks;
+            // The next task takes the same columns of other rows, or its share of the next product.
+            let next = if row_task + 1 < row_tasks {
+                &self.data[panels.start * lanes * nv * k..]
+            } else {
+                &after.next[after.next.len() * column_task / column_tasks..]
+            };
             T::dispatch(
                 self.isa,
                 Product {
@@ -143,12 +157,13 @@ impl<T: Float> PackedLinear<T> {
                     ldx: k,
                     m: rows.len(),
                     weights: Panels { data: &self.data, n, k },
-                    panels: panels * column_task / column_tasks..panels * (column_task + 1) / column_tasks,
+                    panels,
                     ldo: n,
                     first_row: first,
                     first_column: 0,
                     out: shared,
                     then: &[],
+                    next,
                     epilogue: Epilogue {
                         bias: self.bias.as_deref(),
                         activation: after.activation,
@@ -262,6 +277,7 @@ pub fn product_once<T: Float>(
                         first_column: first,
                         out: shared,
                         then: &then[then.len() * rows / m..then.len() * (rows + TASK_ROWS).min(m) / m],
+                        next: &[],
                         epilogue: Epilogue { bias: bias.map(|b| &b[first..]), activation, residual: None },
                     },
                 );

@@ -48,6 +48,7 @@ impl<T: Float> Kernel<T> for Whole<'_, T> {
             first_column: 0,
             out: out_rows,
             then: if m > 8 { self.x } else { &[] },
+            next: self.x,
             epilogue: self.epilogue,
         }
         .run(s);
