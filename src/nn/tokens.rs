@@ -43,19 +43,21 @@ impl Layout {
         self.lengths.iter().sum()
     }
 
-    /// Cuts between sequences: ranges of them with at most `rows` tokens together, or of one that has more.
+    /// Cuts between sequences: as many ranges of them as `rows` goes into the tokens, rounded up, about equal each, since a
+    /// small last one would cost more than its share. A range has more than `rows` tokens by one sequence at most.
     pub fn groups(&self, rows: usize) -> Vec<Range<usize>> {
+        let total = self.total().max(1);
+        let ranges = total.div_ceil(rows);
         let mut groups: Vec<Range<usize>> = Vec::new();
-        let mut room = 0;
+        let (mut before, mut last) = (0, 0);
         for (b, &length) in self.lengths.iter().enumerate() {
+            // A sequence belongs where its middle lies.
+            let range = ((before + length / 2) as u128 * ranges as u128 / total as u128) as usize;
             match groups.last_mut() {
-                Some(group) if length <= room => group.end = b + 1,
-                _ => {
-                    groups.push(b..b + 1);
-                    room = rows.max(length);
-                }
+                Some(group) if range == last => group.end = b + 1,
+                _ => groups.push(b..b + 1),
             }
-            room -= length;
+            (before, last) = (before + length, range);
         }
         groups
     }
@@ -167,9 +169,14 @@ mod tests {
     #[test]
     fn groups_hold_whole_sequences_in_order() {
         let layout = Layout::dense(vec![3, 4, 9, 0, 1, 8, 2]);
-        assert_eq!(layout.groups(8), [0..2, 2..4, 4..5, 5..6, 6..7]);
+        assert_eq!(layout.groups(9), [0..2, 2..5, 5..7]);
+        assert_eq!(layout.groups(14), [0..3, 3..7]);
         assert_eq!(layout.groups(100), std::iter::once(0..7).collect::<Vec<_>>());
-        assert_eq!(layout.groups(1), [0..1, 1..2, 2..4, 4..5, 5..6, 6..7]);
+        assert_eq!(layout.groups(usize::MAX), layout.groups(27));
+        assert_eq!(layout.groups(1), [0..1, 1..2, 2..3, 3..5, 5..6, 6..7]);
+        // No small last group, and no range without sequences.
+        assert_eq!(Layout::dense(vec![70; 29]).groups(1024), [0..14, 14..29]);
+        assert_eq!(Layout::dense(vec![5000, 1]).groups(1024), [0..1, 1..2]);
         assert!(Layout::dense(Vec::new()).groups(8).is_empty());
         assert_eq!(layout.part(1..3), Layout::dense(vec![4, 9]));
         let padded = Layout::padded(2, 3, Some(&[true, false, true, false, true, true]));

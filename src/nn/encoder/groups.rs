@@ -39,7 +39,8 @@ pub(super) fn groups_for(layout: &Layout, team: usize) -> Vec<Range<usize>> {
         return layout.groups(GROUP_ROWS);
     }
     let total = layout.total();
-    let sizes = std::iter::successors(Some(GROUP_ROWS), |&rows| (rows > LEAST_ROWS).then_some(rows / 2));
+    // Half as large as for one thread, since the last groups do not end at the same time.
+    let sizes = std::iter::successors(Some(GROUP_ROWS / 2), |&rows| (rows > LEAST_ROWS).then_some(rows / 2));
     sizes
         .map(|rows| layout.groups(rows))
         .find(|groups| {
