@@ -192,6 +192,10 @@ def _panic_for_test(here: bool = False) -> None: ...
 def _peak_gflops(dtype: Literal["float32", "float64"], threads: int) -> float: ...
 
 @final
+class Pullback:
+    def __call__(self, d_out: Any) -> Any: ...
+
+@final
 class MultiHeadAttention:
     def __new__(
         cls,

@@ -26,6 +26,7 @@ mod memory;
 mod outputs;
 mod packed;
 mod peak;
+mod pullback;
 mod rng;
 mod text_encoder;
 mod threads;
@@ -71,6 +72,8 @@ mod _core {
     #[pymodule_export]
     use super::peak::_peak_gflops;
     #[pymodule_export]
+    use super::pullback::PyPullback;
+    #[pymodule_export]
     use super::text_encoder::{_unit_rows, PyTextEncoder};
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
@@ -89,7 +92,7 @@ mod _core {
             register.call((), Some(&hooks))?;
         }
         // A slot like `__call__` has neither a signature nor a docstring; an ordinary method under that name has both.
-        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder"] {
+        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder", "Pullback"] {
             let layer = module.getattr(layer)?;
             layer.setattr("__call__", layer.getattr("_call")?)?;
             layer.delattr("_call")?;
