@@ -1,5 +1,9 @@
 //! Layer norm and RMS norm along the last axis of an array.
 
+mod backward;
+
+pub use backward::{layer_norm_rows_backward, rms_norm_rows_backward};
+
 use ndarray::{ArrayD, ArrayViewD};
 
 use super::buffer::zeros;

@@ -5,7 +5,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis};
 use super::buffer::zeros;
 use super::rows::{dense, over_rows, shaped};
 use crate::error::{Error, Result};
-use crate::kernels::softmax::Softmax;
+use crate::kernels::softmax::{Softmax, SoftmaxBackward};
 use crate::simd::{Float, active};
 
 /// `e^x / sum of e^x` along `axis`, which counts from the end where negative. The result is in C order.
@@ -35,6 +35,19 @@ pub fn softmax<T: Float>(x: &ArrayViewD<'_, T>, axis: isize) -> Result<ArrayD<T>
         out.swap_axes(i, i + 1);
     }
     shaped(x.shape(), dense(&out)?.into_owned())
+}
+
+/// Gradient of a softmax over the last axis: rows of `width` numbers of its result p and of the gradient of that in `d`,
+/// which becomes `p (d - sum of d p)`.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn softmax_rows_backward<T: Float>(p: &[T], width: usize, d: &mut [T]) -> Result<()> {
+    let isa = active()?;
+    over_rows(&mut d[..p.len()], width, 1 + width / 4, |first, d| {
+        let p = &p[first * width..first * width + d.len()];
+        T::dispatch(isa, SoftmaxBackward { p, d, width });
+    })
 }
 
 fn last_axis<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
