@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING
 from headwise._attention_links import AttentionLink, AttentionLinks
 from headwise._attention_maps import AttentionMaps
 from headwise._core import (
+    Embedding,
     Encoder,
     EncoderLayer,
+    FeedForward,
+    LayerNorm,
+    Linear,
     MultiHeadAttention,
     Pullback,
+    RMSNorm,
     __version__,
     alibi_slopes,
     allowed_mask,
@@ -53,6 +58,7 @@ if TYPE_CHECKING:
     from headwise import testing
 
 if TYPE_CHECKING:
+    from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
 
 __all__ = [
@@ -60,15 +66,21 @@ __all__ = [
     "AttentionLinks",
     "AttentionMaps",
     "DTypeError",
+    "Embedding",
     "EncodeInfo",
     "Encoder",
     "EncoderLayer",
     "EncoderOutput",
+    "FeedForward",
     "HeadwiseError",
     "InternalError",
+    "LayerNorm",
+    "Linear",
     "ModelFormatError",
     "MultiHeadAttention",
     "Pullback",
+    "RMSNorm",
+    "Sequential",
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
@@ -104,6 +116,11 @@ def __getattr__(name: str) -> object:
         import importlib
 
         return importlib.import_module("headwise.testing")
+    if name == "Sequential":
+        from headwise._sequential import Sequential
+
+        globals()[name] = Sequential
+        return Sequential
     if name == "TextEncoder":
         from headwise._text_encoder import TextEncoder
 

@@ -17,6 +17,14 @@ pub fn site_key(key: u64, layer: usize, site: u32) -> u64 {
 /// # Errors
 /// `Interrupted`, `Internal`.
 pub fn drop_out<T: Float>(x: &mut [T], p: f64, key: u64) -> Result<()> {
+    drop_out_from(0, x, p, key)
+}
+
+/// The same for numbers of which `first` stand before these.
+///
+/// # Errors
+/// As [`drop_out`].
+pub fn drop_out_from<T: Float>(first: usize, x: &mut [T], p: f64, key: u64) -> Result<()> {
     const TASK: usize = 1 << 14;
     let grow = T::from_f64(if p < 1.0 { 1.0 / (1.0 - p) } else { 0.0 });
     let len = x.len();
@@ -26,7 +34,7 @@ pub fn drop_out<T: Float>(x: &mut [T], p: f64, key: u64) -> Result<()> {
         // SAFETY: tasks have disjoint parts.
         let part = unsafe { shared.slice(start, TASK.min(len - start)) };
         for (i, x) in part.iter_mut().enumerate() {
-            *x = if keep(key, (start + i) as u64, p) { *x * grow } else { T::ZERO };
+            *x = if keep(key, (first + start + i) as u64, p) { *x * grow } else { T::ZERO };
         }
     })
 }

@@ -3,6 +3,10 @@
 //! A batch with enough rows for all threads goes through in blocks of [`BLOCK_ROWS`], each a task of its own: the wide hidden
 //! rows of a block stay in the second-level cache of the core that made them, and no buffer grows with the batch.
 
+mod backward;
+
+pub use backward::SavedHidden;
+
 use super::dropout::{drop_out, site_key};
 use super::init::Init;
 use super::linear::Linear;
@@ -32,6 +36,23 @@ pub struct FeedForward<T> {
     down: Linear<T>,
     activation: Activation,
     dropout: f64,
+}
+
+/// Widths and options of a part.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedForwardConfig {
+    /// D
+    pub d_model: usize,
+    /// F
+    pub d_ff: usize,
+    /// Whether there is a gate.
+    pub gated: bool,
+    /// Of the hidden rows.
+    pub activation: Activation,
+    /// Whether the maps add a bias.
+    pub bias: bool,
+    /// Probability with which a hidden number is dropped in training.
+    pub dropout: f64,
 }
 
 /// Hidden rows of a call that goes through in one; empty if it goes in blocks.
@@ -85,6 +106,18 @@ impl<T: Float> FeedForward<T> {
             activation,
             dropout,
         })
+    }
+
+    /// Widths and options.
+    pub fn config(&self) -> FeedForwardConfig {
+        FeedForwardConfig {
+            d_model: self.up.k(),
+            d_ff: self.up.n(),
+            gated: self.gate.is_some(),
+            activation: self.activation,
+            bias: self.up.bias().is_some(),
+            dropout: self.dropout,
+        }
     }
 
     /// Room for the hidden rows of a call over `rows` rows. In training they go through in one: dropout counts their

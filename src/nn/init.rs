@@ -29,7 +29,19 @@ impl Init {
     /// # Errors
     /// `Shape` for too many numbers.
     pub fn uniform(&mut self, shape: &[usize], bound: f64) -> Result<Draws> {
-        let draws = Draws { key: self.key, first: self.next, len: elements("parameters", shape)?, bound };
+        self.draw(shape, Distribution::Uniform(bound))
+    }
+
+    /// Standard normal.
+    ///
+    /// # Errors
+    /// As [`Self::uniform`].
+    pub fn normal(&mut self, shape: &[usize]) -> Result<Draws> {
+        self.draw(shape, Distribution::Normal)
+    }
+
+    fn draw(&mut self, shape: &[usize], from: Distribution) -> Result<Draws> {
+        let draws = Draws { key: self.key, first: self.next, len: elements("parameters", shape)?, from };
         self.next += draws.len as u64;
         Ok(draws)
     }
@@ -51,13 +63,28 @@ impl Init {
     }
 }
 
+/// The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
+fn unit(low: u32, high: u32) -> f64 {
+    let bits = u64::from(low) | u64::from(high) << 32;
+    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+}
+
 /// The numbers of one parameter, drawn when they are asked for.
 #[derive(Clone, Debug)]
 pub struct Draws {
     key: u64,
     first: u64,
     len: usize,
-    bound: f64,
+    from: Distribution,
+}
+
+/// A distribution.
+#[derive(Clone, Copy, Debug)]
+enum Distribution {
+    /// In (-bound, bound).
+    Uniform(f64),
+    /// Of mean 0 and variance 1.
+    Normal,
 }
 
 impl Draws {
@@ -65,11 +92,15 @@ impl Draws {
     fn fill<T: Float>(&self, start: usize, out: &mut [T]) {
         let key = [self.key as u32, (self.key >> 32) as u32];
         for (counter, x) in (self.first + start as u64..).zip(out) {
-            let [low, high, ..] = philox4x32([counter as u32, (counter >> 32) as u32, 1, 0], key);
-            let bits = u64::from(low) | u64::from(high) << 32;
-            // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
-            let unit = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            *x = T::from_f64((2.0 * unit - 1.0) * self.bound);
+            let words = philox4x32([counter as u32, (counter >> 32) as u32, 1, 0], key);
+            *x = T::from_f64(match self.from {
+                Distribution::Uniform(bound) => (2.0 * unit(words[0], words[1]) - 1.0) * bound,
+                Distribution::Normal => {
+                    // Box and Muller 1958.
+                    let radius = (-2.0 * libm::log(unit(words[0], words[1]))).sqrt();
+                    radius * libm::cos(std::f64::consts::TAU * unit(words[2], words[3]))
+                }
+            });
         }
     }
 
@@ -103,6 +134,18 @@ impl Draws {
 mod tests {
     use super::*;
     use crate::kernels::testing::assert_same_bits;
+
+    #[test]
+    fn normals_have_their_moments() {
+        let n = 100_000;
+        let x: Vec<f64> = Init::new(3).normal(&[n]).unwrap().vector().unwrap();
+        let moment = |p| x.iter().map(|x| x.powi(p)).sum::<f64>() / n as f64;
+        // Five standard deviations of the mean of n powers.
+        for (p, want, variance) in [(1, 0.0, 1.0), (2, 1.0, 2.0), (3, 0.0, 15.0), (4, 3.0, 96.0)] {
+            let bound = 5.0 * f64::sqrt(variance / n as f64);
+            assert!((moment(p) - want).abs() <= bound, "moment {p}: {}", moment(p));
+        }
+    }
 
     #[test]
     fn maps_hold_the_numbers_of_their_places() {

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use ndarray::ArrayView2;
 
-use super::state::{Loader, State, Tensor};
+use super::state::{Loader, Module, State, Tensor};
 use crate::error::Result;
+use crate::ops::buffer::zeros;
+use crate::ops::columns::column_sums;
 use crate::ops::linear::{After, PackedLinear};
+use crate::ops::linear_backward::weight_gradient;
 use crate::simd::Float;
 
 /// y = x · wᵀ + b, w (N, K). Clones share the parameters.
@@ -64,11 +67,6 @@ impl<T: Float> Linear<T> {
         self.0.bias()
     }
 
-    /// Numbers of weight and bias.
-    pub fn num_parameters(&self) -> usize {
-        self.n() * self.k() + self.bias().map_or(0, <[T]>::len)
-    }
-
     /// The same in another float type.
     ///
     /// # Errors
@@ -84,30 +82,6 @@ impl<T: Float> Linear<T> {
         })
     }
 
-    /// The parameters: `weight`, and `bias` where there is one.
-    ///
-    /// # Errors
-    /// As [`Self::weight`].
-    pub fn state(&self) -> Result<State<T>> {
-        let mut state = vec![("weight".to_owned(), self.weight()?)];
-        state.extend(self.bias().map(|b| ("bias".to_owned(), Tensor::new(&[b.len()], b.to_vec()))));
-        Ok(state)
-    }
-
-    /// A map of the same shape with the parameters of a state; those missing stay.
-    ///
-    /// # Errors
-    /// `Shape` where one has another shape, and as [`Self::new`].
-    pub fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
-        let shape = (self.n(), self.k());
-        let weight = match loader.take(&format!("{prefix}weight"), &[shape.0, shape.1])? {
-            Some(given) => given,
-            None => self.weight()?,
-        };
-        let bias = loader.take_vec(&format!("{prefix}bias"), self.bias())?;
-        Self::new(shape, &weight.data, bias.as_deref())
-    }
-
     /// The weights as products read them, for [`After::next`].
     pub fn panels(&self) -> &[T] {
         self.0.panels()
@@ -119,6 +93,64 @@ impl<T: Float> Linear<T> {
     /// `Interrupted`, `Internal`.
     pub fn forward(&self, x: &[T], m: usize, out: &mut [T], after: After<'_, T>) -> Result<()> {
         self.0.forward(x, m, out, after)
+    }
+
+    /// dx = dy · w + residual, dy (m, N), dx (m, K).
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn backward_input(&self, dy: &[T], m: usize, dx: &mut [T], residual: Option<&[T]>) -> Result<()> {
+        self.0.backward_input(dy, m, dx, residual)
+    }
+
+    /// The gradients of the parameters, named as in the state: dw = dyᵀ · x and db, the sums of dy's columns. With `dx`,
+    /// that of the input is written there, as by [`Self::backward_input`].
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn backward(
+        &self,
+        x: &[T],
+        dy: &[T],
+        m: usize,
+        dx: Option<&mut [T]>,
+        residual: Option<&[T]>,
+    ) -> Result<State<T>> {
+        let (n, k) = (self.n(), self.k());
+        if let Some(dx) = dx {
+            self.backward_input(dy, m, dx, residual)?;
+        }
+        let mut weight = zeros(n * k)?;
+        weight_gradient(x, dy, m, (n, k), &mut weight)?;
+        let mut grads = vec![("weight".to_owned(), Tensor::new(&[n, k], weight))];
+        if self.bias().is_some() {
+            let mut bias = zeros(n)?;
+            column_sums(dy, m, n, &mut bias)?;
+            grads.push(("bias".to_owned(), Tensor::new(&[n], bias)));
+        }
+        Ok(grads)
+    }
+}
+
+impl<T: Float> Module<T> for Linear<T> {
+    fn state(&self) -> Result<State<T>> {
+        let mut state = vec![("weight".to_owned(), self.weight()?)];
+        state.extend(self.bias().map(|b| ("bias".to_owned(), Tensor::new(&[b.len()], b.to_vec()))));
+        Ok(state)
+    }
+
+    fn num_parameters(&self) -> usize {
+        self.n() * self.k() + self.bias().map_or(0, <[T]>::len)
+    }
+
+    fn load(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        let shape = (self.n(), self.k());
+        let weight = match loader.take(&format!("{prefix}weight"), &[shape.0, shape.1])? {
+            Some(given) => given,
+            None => self.weight()?,
+        };
+        let bias = loader.take_vec(&format!("{prefix}bias"), self.bias())?;
+        Self::new(shape, &weight.data, bias.as_deref())
     }
 }
 

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod dropout;
+pub mod embedding;
 pub mod encoder;
 pub mod encoder_layer;
 pub mod feed_forward;

@@ -2,7 +2,8 @@
 
 use super::state::{Loader, Module, State, Tensor};
 use crate::error::Result;
-use crate::ops::norm::{layer_norm_rows, rms_norm_rows};
+use crate::ops::buffer::zeros;
+use crate::ops::norm::{layer_norm_rows, layer_norm_rows_backward, rms_norm_rows, rms_norm_rows_backward};
 use crate::simd::Float;
 
 /// Which norm.
@@ -18,7 +19,7 @@ pub enum NormKind {
 #[derive(Clone, Debug)]
 pub struct Norm<T> {
     kind: NormKind,
-    eps: f64,
+    eps: Option<f64>,
     weight: Vec<T>,
     bias: Option<Vec<T>>,
 }
@@ -38,12 +39,37 @@ impl<T: Float> Norm<T> {
     /// Weights of one and, in a layer norm with `bias`, biases of zero.
     pub fn new(kind: NormKind, d_model: usize, eps: f64, bias: bool) -> Self {
         let bias = (bias && kind == NormKind::Layer).then(|| vec![T::ZERO; d_model]);
-        Self { kind, eps, weight: vec![T::ONE; d_model], bias }
+        Self { kind, eps: Some(eps), weight: vec![T::ONE; d_model], bias }
     }
 
-    /// A norm with given parameters.
-    pub fn from_parts(kind: NormKind, eps: f64, weight: Vec<T>, bias: Option<Vec<T>>) -> Self {
-        Self { kind, eps, weight, bias }
+    /// A norm with given parameters. Without an eps it is the distance from 1 to the next number of the type, as in torch's
+    /// RMS norm.
+    pub fn from_parts(
+        kind: NormKind,
+        eps: impl Into<Option<f64>>,
+        weight: Vec<T>,
+        bias: Option<Vec<T>>,
+    ) -> Self {
+        Self { kind, eps: eps.into(), weight, bias }
+    }
+
+    /// D
+    pub fn width(&self) -> usize {
+        self.weight.len()
+    }
+
+    /// What is added under the root, where it was said.
+    pub fn eps(&self) -> Option<f64> {
+        self.eps
+    }
+
+    /// Whether a bias is added.
+    pub fn has_bias(&self) -> bool {
+        self.bias.is_some()
+    }
+
+    fn added(&self) -> T {
+        self.eps.map_or(T::EPSILON, T::from_f64)
     }
 
     /// Normalizes dense rows of `x` into `out`.
@@ -51,18 +77,32 @@ impl<T: Float> Norm<T> {
     /// # Errors
     /// `Interrupted`, `Internal`.
     pub fn forward(&self, x: &[T], out: &mut [T]) -> Result<()> {
-        let width = self.weight.len();
+        let (width, weight) = (self.width(), Some(&self.weight[..]));
         match self.kind {
-            NormKind::Layer => layer_norm_rows(
-                x,
-                width,
-                Some(&self.weight),
-                self.bias.as_deref(),
-                T::from_f64(self.eps),
-                out,
-            ),
-            NormKind::Rms => rms_norm_rows(x, width, Some(&self.weight), T::from_f64(self.eps), out),
+            NormKind::Layer => layer_norm_rows(x, width, weight, self.bias.as_deref(), self.added(), out),
+            NormKind::Rms => rms_norm_rows(x, width, weight, self.added(), out),
         }
+    }
+
+    /// From the rows `x` and the gradient `dy` of what became of them: the gradient `dx` of the rows, and those of the
+    /// parameters, named as in the state.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn backward(&self, x: &[T], dy: &[T], dx: &mut [T]) -> Result<State<T>> {
+        let (width, weight) = (self.width(), Some(&self.weight[..]));
+        let mut dweight = zeros(width)?;
+        let mut dbias = self.bias.as_ref().map(|b| zeros(b.len())).transpose()?;
+        let into = Some(&mut dweight[..]);
+        match self.kind {
+            NormKind::Layer => {
+                layer_norm_rows_backward(x, dy, width, weight, self.added(), dx, into, dbias.as_deref_mut())?;
+            }
+            NormKind::Rms => rms_norm_rows_backward(x, dy, width, weight, self.added(), dx, into)?,
+        }
+        let mut grads = vec![("weight".to_owned(), Tensor::new(&[width], dweight))];
+        grads.extend(dbias.map(|b| ("bias".to_owned(), Tensor::new(&[width], b))));
+        Ok(grads)
     }
 }
 

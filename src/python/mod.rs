@@ -70,11 +70,21 @@ mod _core {
     #[pymodule_export]
     use super::functions::vjp::softmax::vjp_softmax;
     #[pymodule_export]
+    use super::layers::embedding::PyEmbedding;
+    #[pymodule_export]
     use super::layers::encoder::PyEncoder;
     #[pymodule_export]
     use super::layers::encoder_layer::PyEncoderLayer;
     #[pymodule_export]
+    use super::layers::feed_forward::PyFeedForward;
+    #[pymodule_export]
+    use super::layers::layer_norm::PyLayerNorm;
+    #[pymodule_export]
+    use super::layers::linear::PyLinear;
+    #[pymodule_export]
     use super::layers::multi_head_attention::PyMultiHeadAttention;
+    #[pymodule_export]
+    use super::layers::rms_norm::PyRMSNorm;
     #[pymodule_export]
     use super::packed::PyPackedLinear;
     #[pymodule_export]
@@ -102,7 +112,8 @@ mod _core {
             register.call((), Some(&hooks))?;
         }
         // A slot like `__call__` has neither a signature nor a docstring; an ordinary method under that name has both.
-        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder", "Pullback"] {
+        let small = ["Linear", "Embedding", "LayerNorm", "RMSNorm", "FeedForward"];
+        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder", "Pullback"].into_iter().chain(small) {
             let layer = module.getattr(layer)?;
             layer.setattr("__call__", layer.getattr("_call")?)?;
             layer.delattr("_call")?;

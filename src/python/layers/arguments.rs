@@ -3,6 +3,7 @@
 use pyo3::prelude::*;
 
 use crate::error::Error;
+use crate::nn::attention::config::at_least_one;
 use crate::python::arrays::type_name;
 use crate::python::rng::is_index;
 
@@ -16,6 +17,27 @@ pub fn width(name: &str, n: &Bound<'_, PyAny>) -> PyResult<usize> {
     }
     let refused = || Error::Value(format!("{name}: expected a number from 0 on, got {n}"));
     Ok(n.call_method0("__index__")?.extract().map_err(|_| refused())?)
+}
+
+/// A width from 1 on.
+///
+/// # Errors
+/// As [`width`], `ValueError` for 0.
+pub fn positive_width(name: &str, n: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let n = width(name, n)?;
+    at_least_one(name, n)?;
+    Ok(n)
+}
+
+/// What is added under the root of a norm.
+///
+/// # Errors
+/// `ValueError` below 0 and for what is not finite.
+pub fn eps(eps: f64) -> PyResult<f64> {
+    if eps >= 0.0 && eps.is_finite() {
+        return Ok(eps);
+    }
+    Err(Error::Value(format!("eps: expected a number from 0 on, got {eps}")).into())
 }
 
 /// A width that may be left open.

@@ -127,7 +127,11 @@ fn read_tensor<T: Float + Element>(value: &Bound<'_, PyAny>) -> PyResult<Tensor<
     Ok(Tensor::new(&shape, data.to_vec()))
 }
 
-fn dict<T: Float + Element>(py: Python<'_>, state: State<T>) -> PyResult<Bound<'_, PyDict>> {
+/// A state, or gradients, as a dict of fresh arrays.
+///
+/// # Errors
+/// `Internal`.
+pub fn dict<T: Float + Element>(py: Python<'_>, state: State<T>) -> PyResult<Bound<'_, PyDict>> {
     let dict = PyDict::new(py);
     for (name, tensor) in state {
         dict.set_item(name, array(py, shaped(&tensor.shape, tensor.data)?))?;

@@ -2,8 +2,17 @@
 
 pub mod arguments;
 pub mod batch;
-
+pub mod class;
 pub mod held;
+pub mod ids;
+pub mod rows;
+
+pub mod embedding;
+pub mod feed_forward;
+pub mod layer_norm;
+pub mod linear;
+pub mod rms_norm;
+
 pub mod multi_head_attention;
 
 pub mod encoder;

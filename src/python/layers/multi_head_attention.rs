@@ -402,7 +402,9 @@ pub(super) fn set_attention(keywords: &Bound<'_, PyDict>, c: &AttentionConfig) -
     keywords.set_item("num_kv_heads", c.num_kv_heads)?;
     keywords.set_item("head_dim", c.head_dim)?;
     keywords.set_item("bias", c.bias)?;
-    keywords.set_item("dropout", c.dropout)
+    keywords.set_item("dropout", c.dropout)?;
+    // First values that are replaced at once; none need be drawn from the system.
+    keywords.set_item("rng", 0)
 }
 
 /// What `__reduce__` returns: `headwise._layers.rebuild` and its arguments.

@@ -35,17 +35,17 @@ pub struct LayerArguments<'a, 'py> {
 }
 
 /// Names of activations, norms and feed-forward parts.
-const ACTIVATIONS: [(&str, Activation); 4] = [
+pub const ACTIVATIONS: [(&str, Activation); 4] = [
     ("relu", Activation::Relu),
     ("gelu", Activation::Gelu),
     ("gelu_tanh", Activation::GeluTanh),
     ("silu", Activation::Silu),
 ];
 const NORMS: [(&str, NormKind); 2] = [("layer", NormKind::Layer), ("rms", NormKind::Rms)];
-const FEED_FORWARDS: [(&str, bool); 2] = [("mlp", false), ("glu", true)];
+pub const FEED_FORWARDS: [(&str, bool); 2] = [("mlp", false), ("glu", true)];
 
 /// The name of a choice.
-fn name_of<T: Copy + PartialEq>(choices: &[(&'static str, T)], value: T) -> &'static str {
+pub fn name_of<T: Copy + PartialEq>(choices: &[(&'static str, T)], value: T) -> &'static str {
     choices.iter().find(|(_, v)| *v == value).map_or("?", |(n, _)| n)
 }
 

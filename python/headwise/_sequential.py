@@ -1,0 +1,374 @@
+"""Layers one after the other, as one layer.
+
+``out = layer_n(... layer_1(layer_0(x)))``; gradients go the other way. All it adds is names (``"0.weight"``,
+as torch has them), and the way of a call's keywords to the layers that take them.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import operator
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeAlias, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from headwise._errors import ArgumentTypeError, ArgumentValueError, HeadwiseError
+
+Layer: TypeAlias = Any
+"""What has `state_dict` and can be called with one input: compiled classes share no base."""
+
+Batch: TypeAlias = Any
+"""An array, what NumPy makes one of, or a list of arrays; of a last layer, whatever it gives."""
+
+_Rng: TypeAlias = Any
+_DType: TypeAlias = Any
+
+# What wrappers of a model put before every name, as the compiled layers know it.
+_PREFIXES = ("module.", "_orig_mod.", "bert.")
+
+
+class Sequential:
+    """Layers one after the other: each takes what the one before it gave.
+
+    Parameters
+    ----------
+    *layers : layer
+        Named "0", "1", ... in their order. A layer is what has `state_dict` and can be called with one input;
+        a `Sequential` is one too.
+    **named : layer
+        More layers, under their own names, after those without.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no layer.
+    ValueError
+        If there is none, or a name is taken, empty or has a dot.
+
+    Notes
+    -----
+    A keyword of a call goes to every layer whose signature has it (`key_mask` to each attention, `lengths`
+    to each `Encoder`); one that no layer takes is an error. `training` and `rng` are known to every
+    `Sequential`: in training one draw from `rng` gives each layer a key of its own, by its place, so that a
+    seed repeats the run.
+
+    Examples
+    --------
+    >>> import headwise as hw
+    >>> model = hw.Sequential(
+    ...     embed=hw.Embedding(100, 16, rng=0),
+    ...     encoder=hw.Encoder(2, 16, 4, 32, rng=1),
+    ...     head=hw.Linear(16, 3, rng=2),
+    ... )
+    >>> model([[5, 7, 0], [5, 2, 9]], lengths=[2, 3]).shape
+    (2, 3, 3)
+    >>> model["head"], len(model)
+    (Linear(16, 3, dtype="float32"), 3)
+    >>> small = hw.Sequential(hw.LayerNorm(4), hw.Linear(4, 2, rng=0))
+    >>> list(small.state_dict())
+    ['0.weight', '0.bias', '1.weight', '1.bias']
+    """
+
+    def __init__(self, /, *layers: Layer, **named: Layer) -> None:
+        self._layers: dict[str, Layer] = {str(place): layer for place, layer in enumerate(layers)}
+        for name, layer in named.items():
+            if not name or "." in name or name in self._layers:
+                msg = f"name of a layer: expected one that is free, not empty and without a dot, got {name!r}"
+                raise ArgumentValueError(msg)
+            self._layers[name] = layer
+        if not self._layers:
+            msg = "layers: expected at least one"
+            raise ArgumentValueError(msg)
+        for name, layer in self._layers.items():
+            if isinstance(layer, type) or not (callable(layer) and hasattr(layer, "state_dict")):
+                msg = (
+                    f"layer {name!r}: expected a layer, which has state_dict and can be called, got {layer!r}"
+                )
+                raise ArgumentTypeError(msg)
+        # Names and shapes of each layer's parameters, once they were asked for: they never change.
+        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+
+    def __call__(self, x: Batch, *, training: bool = False, rng: _Rng = None, **keywords: object) -> Batch:
+        """Take an input through all layers.
+
+        Parameters
+        ----------
+        x : array_like or list of array_like
+            What the first layer takes.
+        training : bool, default False
+            Whether dropout is at work.
+        rng : int or numpy.random.Generator, optional
+            Seed of dropout; in training a generator is advanced by one draw, whatever the layers are.
+        **keywords : object
+            Each goes to every layer whose signature has it.
+
+        Returns
+        -------
+        object
+            What the last layer gives.
+
+        Raises
+        ------
+        TypeError
+            If no layer takes a keyword, or a layer that is not the last gives more than one result.
+        """
+        for name, layer, own in self._plan(training, rng, keywords):
+            x = layer(self._one(x, name), **own)
+        return x
+
+    def vjp(
+        self, x: Batch, *, training: bool = False, rng: _Rng = None, **keywords: object
+    ) -> tuple[Batch, SequentialPullback]:
+        """Take an input through all layers, and return what turns the gradient of the result into gradients.
+
+        Parameters
+        ----------
+        x : array_like or list of array_like
+            As in a call. It is held, not copied, and must not be changed before the pullback was called.
+        training : bool, default False
+            Whether dropout is at work; the pullback drops the same numbers.
+        rng : int or numpy.random.Generator, optional
+            Seed of dropout.
+        **keywords : object
+            Each goes to every layer whose signature has it.
+
+        Returns
+        -------
+        out : object
+            As of a call, the same bits.
+        pullback : callable
+            `pullback(d_out)` gives `(d_x, grads)`: the gradient of `x`, None where it is ids, and a dict of
+            those of the parameters, named as in `state_dict`.
+
+        Raises
+        ------
+        TypeError
+            As of a call.
+        """
+        pullbacks = {}
+        for name, layer, own in self._plan(training, rng, keywords):
+            x, pullbacks[name] = layer.vjp(self._one(x, name), **own)
+        return x, SequentialPullback(pullbacks)
+
+    def _plan(
+        self, training: bool, rng: _Rng, keywords: dict[str, object]
+    ) -> Iterator[tuple[str, Layer, dict[str, object]]]:
+        """Yield each layer with its name and its keywords."""
+        takes = {name: _keywords_of(layer) for name, layer in self._layers.items()}
+        for keyword in keywords:
+            if not any(keyword in taken for taken in takes.values()):
+                raise ArgumentTypeError(_refusal(keyword))
+        key = _key(rng) if training else 0
+        for place, (name, layer) in enumerate(self._layers.items()):
+            own = {k: v for k, v in keywords.items() if k in takes[name]}
+            if training and "training" in takes[name]:
+                own["training"] = True
+            if training and "rng" in takes[name]:
+                own["rng"] = int(
+                    np.random.SeedSequence(key, spawn_key=(place,)).generate_state(1, np.uint64)[0]
+                )
+            yield name, layer, own
+
+    @staticmethod
+    def _one(x: Batch, name: str) -> Batch:
+        """Return a layer's input, which must not be several results."""
+        if isinstance(x, tuple):
+            msg = (
+                f"layer {name!r}: the layer before it gave {len(x)} results; ask it for its output alone "
+                "(need_weights and the like suit the last layer)"
+            )
+            raise ArgumentTypeError(msg)
+        return x
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the parameters, each under its layer's name, a dot and its own.
+
+        Returns
+        -------
+        dict of str to ndarray
+        """
+        return {
+            f"{name}.{own}": array
+            for name, layer in self._layers.items()
+            for own, array in layer.state_dict().items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
+        """Load parameters by name, with or without wrappers' prefixes.
+
+        Layers are loaded one after the other: a call in another thread meanwhile may find some of them before
+        it and some after, none in between.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            The parameters.
+        strict : bool, default True
+            Whether a missing or an unexpected name is an error.
+
+        Raises
+        ------
+        ValueError
+            If a parameter has another shape, or names do not fit; then nothing changes.
+        """
+        parts, unexpected = self._split(state)
+        if strict and unexpected:
+            msg = f"state: unexpected {', '.join(unexpected)}; strict=False loads what fits"
+            raise ArgumentValueError(msg)
+        # A state just like the layers' own cannot fail: nothing need be remembered. Training loads often.
+        sure = all(_fits(parts[name], self._shapes_of(name)) for name in self._layers)
+        undo = []
+        for name, layer in self._layers.items():
+            if not sure:
+                undo.append((layer, layer.state_dict()))
+            try:
+                layer.load_state_dict(parts[name], strict)
+            except BaseException as error:
+                for earlier, before in undo:
+                    earlier.load_state_dict(before)
+                if isinstance(error, HeadwiseError):
+                    raise type(error)(f"layer {name!r}: {error}") from error
+                raise
+
+    def _split(self, state: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+        """Return each layer's part of a state, and the names that belong to none."""
+        parts: dict[str, dict[str, Any]] = {name: {} for name in self._layers}
+        unexpected = []
+        if not hasattr(state, "items"):
+            msg = f"state: expected a mapping of names to arrays, got {type(state).__name__}"
+            raise ArgumentTypeError(msg)
+        for full, array in state.items():
+            name, _, own = full.partition(".")
+            while name not in parts and full.startswith(_PREFIXES):
+                full = own
+                name, _, own = full.partition(".")
+            if name in parts and own:
+                parts[name][own] = array
+            else:
+                unexpected.append(full)
+        return parts, unexpected
+
+    def _shapes_of(self, name: str) -> dict[str, tuple[int, ...]]:
+        if name not in self._shapes:
+            state = self._layers[name].state_dict()
+            self._shapes[name] = {own: array.shape for own, array in state.items()}
+        return self._shapes[name]
+
+    def to(self, dtype: _DType) -> Sequential:
+        """Return the same layers in another dtype.
+
+        Parameters
+        ----------
+        dtype : {"float32", "float64"}
+            What the new layers compute in.
+
+        Returns
+        -------
+        Sequential
+        """
+        return Sequential(**{name: layer.to(dtype) for name, layer in self._layers.items()})
+
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the parameters have."""
+        return sum(layer.num_parameters for layer in self._layers.values())
+
+    @property
+    def dtype(self) -> str:
+        """NumPy's name of the dtype that the last layer answers in."""
+        return str(next(reversed(self._layers.values())).dtype)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers, in their order."""
+        return tuple(self._layers)
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers.values())
+
+    @overload
+    def __getitem__(self, which: int | str) -> Layer: ...
+    @overload
+    def __getitem__(self, which: slice) -> Sequential: ...
+    def __getitem__(self, which: int | str | slice) -> Layer:
+        if isinstance(which, str):
+            if which not in self._layers:
+                msg = f"expected one of {', '.join(self._layers)}, got {which!r}"
+                raise KeyError(msg)
+            return self._layers[which]
+        if isinstance(which, slice):
+            return Sequential(**dict(list(self._layers.items())[which]))
+        return list(self._layers.values())[operator.index(which)]
+
+    def __repr__(self) -> str:
+        lines = [f"({name}): {layer!r}" for name, layer in self._layers.items()]
+        return "Sequential(\n" + "".join(f"  {line}\n" for part in lines for line in part.split("\n")) + ")"
+
+
+class SequentialPullback:
+    """The second half of `Sequential.vjp`: the layers' pullbacks, from the last to the first."""
+
+    def __init__(self, pullbacks: dict[str, Any]) -> None:
+        self._pullbacks = pullbacks
+
+    def __call__(self, d_out: Batch) -> tuple[Batch, dict[str, NDArray[Any]]]:
+        """Return the gradient of the input, and those of the parameters by name."""
+        parts = {}
+        for name, pullback in reversed(self._pullbacks.items()):
+            d_out, parts[name] = pullback(d_out)
+        grads = {f"{name}.{own}": grad for name in self._pullbacks for own, grad in parts[name].items()}
+        return d_out, grads
+
+    def __repr__(self) -> str:
+        return "<pullback of Sequential>"
+
+
+def _keywords_of(layer: Layer) -> frozenset[str]:
+    """Return the keywords that a layer's call takes."""
+    if isinstance(layer, Sequential):
+        return frozenset({"training", "rng"}).union(*map(_keywords_of, layer))
+    return _keywords_of_class(type(layer))
+
+
+@functools.cache
+def _keywords_of_class(cls: Layer) -> frozenset[str]:
+    parameters = inspect.signature(cls.__call__).parameters.values()
+    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+
+def _refusal(keyword: str) -> str:
+    text = f"Sequential() got an unexpected keyword argument {keyword!r}: no layer takes it"
+    if keyword.endswith("key_padding_mask"):
+        text += f"; pass key_mask=~{keyword}, True where a key may be attended"
+    return text
+
+
+def _key(rng: _Rng) -> int:
+    """Return the 64-bit key of a call, as the compiled layers read `rng`."""
+    if rng is None:
+        return int.from_bytes(os.urandom(8), "little")
+    if isinstance(rng, np.random.Generator):
+        return int(rng.integers(0, 2**64 - 1, dtype=np.uint64, endpoint=True))
+    if isinstance(rng, bool) or not hasattr(rng, "__index__"):
+        msg = f"rng: expected None, an int or a numpy.random.Generator, got {type(rng).__name__}"
+        raise ArgumentTypeError(msg)
+    key = operator.index(rng)
+    if not 0 <= key < 2**64:
+        msg = f"rng: expected a seed from 0 to 2**64 - 1, got {key}"
+        raise ArgumentValueError(msg)
+    return key
+
+
+def _fits(part: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> bool:
+    """Tell whether a state is float32 and float64 arrays of just these names and shapes."""
+    return len(part) == len(shapes) and all(
+        isinstance(array, np.ndarray) and array.dtype.char in "fd" and array.shape == shapes.get(name)
+        for name, array in part.items()
+    )
