@@ -6,6 +6,7 @@
 
 pub mod activation;
 pub mod attend;
+pub mod cross_entropy;
 pub mod gemm;
 #[cfg(test)]
 pub mod naive;
@@ -15,5 +16,8 @@ pub mod peak;
 pub mod rope;
 pub(crate) mod rows;
 pub mod softmax;
+pub mod squares;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unit;
+pub mod update;

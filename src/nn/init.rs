@@ -51,6 +51,18 @@ impl Init {
     }
 }
 
+/// Two numbers, uniform in (0, 1), of place `counter` in a stream of a key; `attempt` tells repeated draws apart.
+pub(super) fn unit_pair(key: u64, counter: u64, stream: u32, attempt: u32) -> (f64, f64) {
+    let key = [key as u32, (key >> 32) as u32];
+    let [a, b, c, d] = philox4x32([counter as u32, (counter >> 32) as u32, stream, attempt], key);
+    // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
+    let unit = |low: u32, high: u32| {
+        let bits = u64::from(low) | u64::from(high) << 32;
+        ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    (unit(a, b), unit(c, d))
+}
+
 /// The numbers of one parameter, drawn when they are asked for.
 #[derive(Clone, Debug)]
 pub struct Draws {
@@ -63,13 +75,8 @@ pub struct Draws {
 impl Draws {
     /// Writes the numbers from place `start` on.
     fn fill<T: Float>(&self, start: usize, out: &mut [T]) {
-        let key = [self.key as u32, (self.key >> 32) as u32];
         for (counter, x) in (self.first + start as u64..).zip(out) {
-            let [low, high, ..] = philox4x32([counter as u32, (counter >> 32) as u32, 1, 0], key);
-            let bits = u64::from(low) | u64::from(high) << 32;
-            // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
-            let unit = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
-            *x = T::from_f64((2.0 * unit - 1.0) * self.bound);
+            *x = T::from_f64((2.0 * unit_pair(self.key, counter, 1, 0).0 - 1.0) * self.bound);
         }
     }
 

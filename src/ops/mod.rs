@@ -7,6 +7,8 @@ pub mod allowed_mask;
 pub mod attention;
 pub mod buckets;
 pub mod buffer;
+pub mod contrastive;
+pub mod cross_entropy;
 pub mod linear;
 pub mod masks;
 pub mod norm;
@@ -16,6 +18,8 @@ pub mod rotary;
 pub(crate) mod rows;
 pub mod scaled_dot_product;
 pub mod softmax;
+pub mod squared_error;
+pub mod update;
 pub mod varlen;
 
 use std::sync::Mutex;
