@@ -9,6 +9,9 @@ from headwise import _progress
 
 T = TypeVar("T")
 
+_SECONDS = 0.2
+"""How often a line is written anew: steps may be short."""
+
 
 class Loop(Generic[T]):
     """The items of an iterable, and a display of how many were taken."""
@@ -22,7 +25,9 @@ class Loop(Generic[T]):
         self._text = ""
 
     def __iter__(self) -> Iterator[T]:
-        bar = _progress.progress(self._shown, self._total, description=self._description, unit="step")
+        bar = _progress.progress(
+            self._shown, self._total, description=self._description, unit="step", every=_SECONDS
+        )
         self._bar = bar
         bar.set_postfix_str(self._text, refresh=False)
         try:
@@ -65,8 +70,8 @@ def progress(
     Returns
     -------
     iterable
-        The same items. Its method ``set(**values)`` shows values behind the count, such as the loss. Without a terminal
-        and without tqdm, one line is written at the end.
+        The same items. Its method ``set(**values)`` shows values behind the count, such as the loss. Without
+        a terminal and without tqdm, one line is written at the end.
 
     Examples
     --------

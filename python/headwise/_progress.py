@@ -6,9 +6,6 @@ import sys
 import time
 from typing import Protocol
 
-_SECONDS = 0.2
-"""How often the line is written anew."""
-
 
 class Progress(Protocol):
     """What is told of progress."""
@@ -37,18 +34,18 @@ class _Silent:
 class _Line:
     """One line, written over as long as standard error is a terminal; else only its last state is written."""
 
-    def __init__(self, total: int | None, description: str) -> None:
+    def __init__(self, total: int | None, description: str, every: float) -> None:
         self._description = description
         self._total = "" if total is None else f" of {total}"
         self._postfix = ""
         self._done = self._width = 0
-        self._next = 0.0
+        self._every, self._next = every, 0.0
         self._live = sys.stderr.isatty()
 
     def update(self, n: int) -> None:
         self._done += n
         if self._live and time.monotonic() >= self._next:
-            self._next = time.monotonic() + _SECONDS
+            self._next = time.monotonic() + self._every
             self._write("")
 
     def set_postfix_str(self, s: str, refresh: bool) -> None:
@@ -68,14 +65,17 @@ class _Line:
 
 
 def progress(
-    shown: bool, total: int | None, *, description: str = "Texts", unit: str = "text"
+    shown: bool, total: int | None, *, description: str = "Texts", unit: str = "text", every: float = 0.0
 ) -> Progress:
-    """Begin a display of `total` texts (or what `unit` says), or one that shows nothing."""
+    """Begin a display of `total` texts (or what `unit` says), or one that shows nothing.
+
+    A line is written anew after `every` seconds at the soonest; tqdm has its own measure.
+    """
     if not shown:
         return _Silent()
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        return _Line(total, description)
+        return _Line(total, description, every)
     bar: Progress = tqdm(total=total, desc=description, unit=unit)
     return bar

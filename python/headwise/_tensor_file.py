@@ -1,8 +1,8 @@
-"""Arrays in one safetensors file: written whole or not at all, and believed only after its header was checked.
+"""Arrays in one safetensors file: written whole or not at all, believed only after a check of the header.
 
-The file is 8 bytes of length n, n bytes of JSON (name -> dtype, shape, byte range; and strings under ``__metadata__``), then
-the numbers, in little-endian C order. The header is parsed and checked by the compiled part, as those of models are; here
-arrays are read from the ranges that it has checked.
+The file is 8 bytes of length n, n bytes of JSON (name -> dtype, shape, byte range; and strings under
+``__metadata__``), then the numbers, in little-endian C order. The header is parsed and checked by the
+compiled part, as those of models are; here arrays are read from the ranges that it has checked.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str,
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     if len(text) > _MAX_HEADER:
-        msg = f"a checkpoint's names and plain values take {len(text)} bytes, more than {_MAX_HEADER}; keep numbers in arrays"
+        msg = f"names and plain values take {len(text)} bytes, more than {_MAX_HEADER}: use arrays"
         raise ValueError(msg)
     # What a link stands for is replaced, not the link.
     target = Path(os.path.realpath(path))
@@ -114,7 +114,8 @@ def _dtype(path: Path, name: str, kind: str) -> np.dtype[Any]:
         except ImportError:
             msg = f"{path}: array {name!r} is bfloat16, which NumPy knows with the package ml_dtypes only"
             raise ModelFormatError(msg) from None
-        return np.dtype(ml_dtypes.bfloat16)
+        bfloat16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+        return bfloat16
     if kind not in _DTYPES:
         msg = f"{path}: array {name!r} is of dtype {kind}, which no checkpoint of a training holds"
         raise ModelFormatError(msg)

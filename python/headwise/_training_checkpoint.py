@@ -1,8 +1,9 @@
-"""Checkpoints of a training: parameters, the optimiser's moments, the generator and whatever else belongs to it, in one
-safetensors file, so that a training that was interrupted goes on to the same bits.
+"""Checkpoints of a training: a training that was interrupted goes on to the same bits.
 
-Arrays are tensors of the file, under readable names (``model.encoder.linear1.weight``, ``optimizer.state...``); what is
-no array is JSON in the file's metadata. Nothing in a file is ever run: a stranger's file can be opened.
+Parameters, the optimiser's moments, the generator and whatever else belongs to it stand in one safetensors
+file. Arrays are tensors of the file, under readable names (``model.encoder.linear1.weight``,
+``optimizer.state...``); what is no array is JSON in the file's metadata. Nothing in a file is ever run: a
+stranger's file can be opened.
 """
 
 from __future__ import annotations
@@ -110,7 +111,8 @@ def save_checkpoint(
     >>> checkpoint.model, checkpoint.step, checkpoint.extra
     ({'w': array([0., 1., 2.])}, 100, {'losses': [0.5, 0.25]})
     """
-    if rng is not None and not isinstance(rng, np.random.Generator):
+    generator: object = rng
+    if generator is not None and not isinstance(generator, np.random.Generator):
         msg = f"rng: expected a numpy.random.Generator, got {type(rng).__name__}"
         raise TypeError(msg)
     parts = {
@@ -155,8 +157,8 @@ def load_checkpoint(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged or no checkpoint of a training (`ModelFormatError`), or does not hold what is asked for, or
-        does not fit the model, the optimiser or the generator. Nothing is changed then.
+        If the file is damaged or no checkpoint of a training (`ModelFormatError`), or does not hold what is
+        asked for, or does not fit the model, the optimiser or the generator. Nothing is changed then.
 
     See Also
     --------
@@ -213,7 +215,10 @@ def load_checkpoint(
 def _checkpoint(model: Any, optimizer: Any, rng: Any, step: Any, extra: Any) -> TrainingCheckpoint:  # noqa: ANN401
     """Make sure of the kinds of the parts of a file."""
     if not (
-        (model is None or (isinstance(model, dict) and all(isinstance(v, np.ndarray) for v in model.values())))
+        (
+            model is None
+            or (isinstance(model, dict) and all(isinstance(v, np.ndarray) for v in model.values()))
+        )
         and (optimizer is None or isinstance(optimizer, dict))
         and (step is None or type(step) is int)
         and isinstance(extra, dict)
@@ -239,11 +244,12 @@ def _encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:  # n
 
     Dicts, tuples, arrays and NumPy's numbers become dicts of one entry that says what they are.
     """
-    if value is None or isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic):
+    if value is None or (isinstance(value, (bool, int, float, str)) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            msg = f"{name}: expected a dict with strings as keys, got {next(k for k in value if not isinstance(k, str))!r}"
+            wrong = next(key for key in value if not isinstance(key, str))
+            msg = f"{name}: expected a dict with strings as keys, got the key {wrong!r}"
             raise TypeError(msg)
         return {"dict": {key: _encode(item, f"{name}.{key}", arrays) for key, item in value.items()}}
     if isinstance(value, (list, tuple)):
@@ -255,7 +261,8 @@ def _encode(value: Any, name: str, arrays: dict[str, NDArray[Any]]) -> Any:  # n
             free += "_"
         arrays[free] = np.asarray(value)
         return {"array" if isinstance(value, np.ndarray) else "number": free}
-    msg = f"{name}: expected numbers, strings, None, arrays, or lists, tuples and dicts of these, got {type(value).__name__}"
+    came = type(value).__name__
+    msg = f"{name}: expected numbers, strings, None, arrays, or lists, tuples and dicts of these, got {came}"
     raise TypeError(msg)
 
 

@@ -1,7 +1,8 @@
 """First values of parameters, under torch's names: functions that return arrays.
 
-The numbers are drawn by a counter-based generator (Philox), so that a seed means the same numbers on every machine, for
-every number of threads. A parameter is (N, K), as in a linear map of K numbers to N, or (N, K, ...) for kernels.
+The numbers are drawn by a counter-based generator (Philox), so that a seed means the same numbers on every
+machine, for every number of threads. A parameter is (N, K), as in a linear map of K numbers to N, or (N, K,
+...) for kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ __all__ = [
 _GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2.0), "selu": 3 / 4}
 
 
-def uniform(shape: Shape, low: float = 0.0, high: float = 1.0, *, rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def uniform(
+    shape: Shape, low: float = 0.0, high: float = 1.0, *, rng: Rng = None, dtype: DTypeLike = "float32"
+) -> NDArray[Any]:
     """Draw numbers uniformly between two bounds.
 
     Parameters
@@ -76,7 +79,9 @@ def uniform(shape: Shape, low: float = 0.0, high: float = 1.0, *, rng: Rng = Non
     return _core._draw("uniform", shape, low, high, rng=rng, dtype=_name(dtype))
 
 
-def normal(shape: Shape, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def normal(
+    shape: Shape, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None, dtype: DTypeLike = "float32"
+) -> NDArray[Any]:
     """Draw normally distributed numbers.
 
     Parameters
@@ -113,7 +118,16 @@ def normal(shape: Shape, mean: float = 0.0, std: float = 1.0, *, rng: Rng = None
     return _core._draw("normal", shape, mean, std, rng=rng, dtype=_name(dtype))
 
 
-def truncated_normal(shape: Shape, mean: float = 0.0, std: float = 1.0, low: float = -2.0, high: float = 2.0, *, rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def truncated_normal(
+    shape: Shape,
+    mean: float = 0.0,
+    std: float = 1.0,
+    low: float = -2.0,
+    high: float = 2.0,
+    *,
+    rng: Rng = None,
+    dtype: DTypeLike = "float32",
+) -> NDArray[Any]:
     """Draw normally distributed numbers within bounds: those outside are drawn again.
 
     Parameters
@@ -154,7 +168,9 @@ def truncated_normal(shape: Shape, mean: float = 0.0, std: float = 1.0, low: flo
     return _core._draw("normal", shape, mean, std, bounds=(low, high), rng=rng, dtype=_name(dtype))
 
 
-def xavier_uniform(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def xavier_uniform(
+    shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DTypeLike = "float32"
+) -> NDArray[Any]:
     """Draw uniformly between -b and b, b = gain sqrt(6 / (fan in + fan out)).
 
     Parameters
@@ -182,8 +198,8 @@ def xavier_uniform(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: D
 
     References
     ----------
-    .. [1] X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
-       https://proceedings.mlr.press/v9/glorot10a.html
+    .. [1] X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+       2010. https://proceedings.mlr.press/v9/glorot10a.html
 
     Examples
     --------
@@ -195,7 +211,9 @@ def xavier_uniform(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: D
     return uniform(shape, -bound, bound, rng=rng, dtype=dtype)
 
 
-def xavier_normal(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def xavier_normal(
+    shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DTypeLike = "float32"
+) -> NDArray[Any]:
     """Draw from the normal distribution with std = gain sqrt(2 / (fan in + fan out)).
 
     Parameters
@@ -223,8 +241,8 @@ def xavier_normal(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DT
 
     References
     ----------
-    .. [1] X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks", 2010.
-       https://proceedings.mlr.press/v9/glorot10a.html
+    .. [1] X. Glorot, Y. Bengio, "Understanding the difficulty of training deep feedforward neural networks",
+       2010. https://proceedings.mlr.press/v9/glorot10a.html
 
     Examples
     --------
@@ -235,7 +253,15 @@ def xavier_normal(shape: Shape, *, gain: float = 1.0, rng: Rng = None, dtype: DT
     return normal(shape, 0.0, _xavier_std(shape, gain), rng=rng, dtype=dtype)
 
 
-def kaiming_uniform(shape: Shape, *, a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu", rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def kaiming_uniform(
+    shape: Shape,
+    *,
+    a: float = 0.0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    rng: Rng = None,
+    dtype: DTypeLike = "float32",
+) -> NDArray[Any]:
     """Draw uniformly between -b and b, b = gain sqrt(3 / fan).
 
     Parameters
@@ -267,7 +293,8 @@ def kaiming_uniform(shape: Shape, *, a: float = 0.0, mode: Literal["fan_in", "fa
 
     References
     ----------
-    .. [1] K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015. https://arxiv.org/abs/1502.01852
+    .. [1] K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015.
+       https://arxiv.org/abs/1502.01852
 
     Examples
     --------
@@ -279,7 +306,15 @@ def kaiming_uniform(shape: Shape, *, a: float = 0.0, mode: Literal["fan_in", "fa
     return uniform(shape, -bound, bound, rng=rng, dtype=dtype)
 
 
-def kaiming_normal(shape: Shape, *, a: float = 0.0, mode: Literal["fan_in", "fan_out"] = "fan_in", nonlinearity: str = "leaky_relu", rng: Rng = None, dtype: DTypeLike = "float32") -> NDArray[Any]:
+def kaiming_normal(
+    shape: Shape,
+    *,
+    a: float = 0.0,
+    mode: Literal["fan_in", "fan_out"] = "fan_in",
+    nonlinearity: str = "leaky_relu",
+    rng: Rng = None,
+    dtype: DTypeLike = "float32",
+) -> NDArray[Any]:
     """Draw from the normal distribution with std = gain / sqrt(fan).
 
     Parameters
@@ -311,7 +346,8 @@ def kaiming_normal(shape: Shape, *, a: float = 0.0, mode: Literal["fan_in", "fan
 
     References
     ----------
-    .. [1] K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015. https://arxiv.org/abs/1502.01852
+    .. [1] K. He, X. Zhang, S. Ren, J. Sun, "Delving Deep into Rectifiers", 2015.
+       https://arxiv.org/abs/1502.01852
 
     Examples
     --------

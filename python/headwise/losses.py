@@ -1,8 +1,8 @@
 """Loss functions: each gives the loss, a number, and its gradient with respect to what was predicted.
 
-There is no graph to walk back: the gradient comes with the loss and goes into a pullback. Sums have one order,
-so that loss and gradients have the same bits for every number of threads and on every instruction set; the
-exponential and the logarithm are headwise's own. What a mask leaves out may hold anything, NaN too.
+There is no graph to walk back: the gradient comes with the loss and goes into a pullback. Sums have one
+order, so that loss and gradients have the same bits for every number of threads and on every instruction set;
+the exponential and the logarithm are headwise's own. What a mask leaves out may hold anything, NaN too.
 """
 
 from __future__ import annotations
@@ -30,16 +30,19 @@ class Loss(NamedTuple, Generic[GradientT]):
     value : float
         The loss.
     gradient : ndarray or tuple of ndarray
-        Its gradient, of the shape and dtype of what was predicted; of `contrastive`, one for the queries and one
-        for the documents.
+        Its gradient, of the shape and dtype of what was predicted; of `contrastive`, one for the queries and
+        one for the documents.
     """
 
     value: float
     gradient: GradientT
 
 
-Loss.value.__doc__ = "The loss."
-Loss.gradient.__doc__ = "The gradient of the loss with respect to what was predicted."
+for _field, _text in {
+    "value": "The loss.",
+    "gradient": "The gradient of the loss with respect to what was predicted.",
+}.items():
+    getattr(Loss, _field).__doc__ = _text
 
 
 def cross_entropy(
@@ -54,8 +57,8 @@ def cross_entropy(
 ) -> Loss[NDArray[Any]]:
     """Cross-entropy of softmax(logits) and classes or probabilities.
 
-    With p the target (1 at the class, or the probabilities), e the label smoothing and w the class weights, a row
-    costs sum_c w_c ((1 - e) p_c + e / C) (log sum_j exp(x_j) - x_c). The values are those of
+    With p the target (1 at the class, or the probabilities), e the label smoothing and w the class weights, a
+    row costs sum_c w_c ((1 - e) p_c + e / C) (log sum_j exp(x_j) - x_c). The values are those of
     ``torch.nn.functional.cross_entropy``, but for the classes in the last axis.
 
     Parameters
@@ -63,7 +66,8 @@ def cross_entropy(
     logits : array_like
         (..., C), before the softmax. float16 and bfloat16 are computed in float32 and rounded once.
     targets : array_like
-        Integers (...,), the class of each row from 0 to C - 1; or floating numbers (..., C), a probability for each class.
+        Integers (...,), the class of each row from 0 to C - 1; or floating numbers (..., C), a probability
+        for each class.
     label_smoothing : float, default 0.0
         The part of the target that is spread over all classes, from 0 to 1.
     mask : array_like of bool, optional
@@ -73,8 +77,8 @@ def cross_entropy(
     class_weight : array_like, optional
         (C,), a factor for each class.
     reduction : {"mean", "sum"}, default "mean"
-        The mean divides by the number of rows that count; with class weights and classes, by the sum of the weights
-        of their classes. The mean over nothing is 0, and its gradient exactly 0.
+        The mean divides by the number of rows that count; with class weights and classes, by the sum of the
+        weights of their classes. The mean over nothing is 0, and its gradient exactly 0.
 
     Returns
     -------
@@ -90,13 +94,13 @@ def cross_entropy(
 
     Notes
     -----
-    Rows are added in ascending order, in blocks of 256, in float64. A class with probability 0 costs nothing, even
-    where its logit is -inf.
+    Rows are added in ascending order, in blocks of 256, in float64. A class with probability 0 costs nothing,
+    even where its logit is -inf.
 
     References
     ----------
-    .. [1] C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing), 2016.
-       https://arxiv.org/abs/1512.00567
+    .. [1] C. Szegedy et al., "Rethinking the Inception Architecture for Computer Vision" (label smoothing),
+       2016. https://arxiv.org/abs/1512.00567
 
     Examples
     --------
@@ -178,10 +182,10 @@ def mean_squared_error(
 def contrastive(
     queries: ArrayLike, documents: ArrayLike, *, temperature: float = 0.05, symmetric: bool = False
 ) -> Loss[tuple[NDArray[Any], NDArray[Any]]]:
-    """Contrastive loss of pairs (InfoNCE): query i belongs to document i, all other documents are its negatives.
+    """Contrastive loss of pairs within a batch (InfoNCE): all other documents are negatives of a query.
 
-    The scores are cosine similarities divided by `temperature`; the loss is the mean cross-entropy of each query's
-    scores with its own document.
+    Query i belongs to document i. The scores are cosine similarities divided by `temperature`; the loss is the mean cross-entropy of each
+    query's scores with its own document.
 
     Parameters
     ----------
@@ -208,8 +212,8 @@ def contrastive(
 
     References
     ----------
-    .. [1] A. van den Oord, Y. Li, O. Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018.
-       https://arxiv.org/abs/1807.03748
+    .. [1] A. van den Oord, Y. Li, O. Vinyals, "Representation Learning with Contrastive Predictive Coding",
+       2018. https://arxiv.org/abs/1807.03748
 
     Examples
     --------

@@ -1,8 +1,8 @@
 """Optimisers, schedules of the learning rate, and clipping of gradients.
 
-An optimiser takes the parameters of layers or plain arrays, and gradients as dicts of arrays under the same names,
-as pullbacks of layers give them. Its formulas and defaults are torch's; its sums and roots have the same bits for every
-number of threads and on every instruction set.
+An optimiser takes the parameters of layers or plain arrays, and gradients as dicts of arrays under the same
+names, as pullbacks of layers give them. Its formulas and defaults are torch's; its sums and roots have the
+same bits for every number of threads and on every instruction set.
 """
 
 from headwise.optim._adam import Adam, AdamW

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 class Adam(Optimizer):
     """Adam: steps along the mean gradient, divided by the root of the mean of its squares.
 
-    With g the gradient plus `weight_decay` times the parameter p, and t the number of steps of p: m = b1 m + (1 - b1) g,
-    v = b2 v + (1 - b2) g**2, p = p - lr (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps).
+    With g the gradient plus `weight_decay` times the parameter p, and t the number of steps of p:
+    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g**2, p = p - lr (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps).
 
     Parameters
     ----------
     parameters : layer or dict of str to layer or ndarray
-        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers have their
-        names after the key and a dot, and whose arrays are changed in place.
+        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers
+        have their names after the key and a dot, and whose arrays are changed in place.
     lr : float or callable, default 0.001
         The learning rate, or a function of the number of steps taken before.
     betas : tuple of float, default (0.9, 0.999)
@@ -43,7 +43,8 @@ class Adam(Optimizer):
 
     References
     ----------
-    .. [1] D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015. https://arxiv.org/abs/1412.6980
+    .. [1] D. P. Kingma, J. Ba, "Adam: A Method for Stochastic Optimization", 2015.
+       https://arxiv.org/abs/1412.6980
 
     Examples
     --------
@@ -98,13 +99,13 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay: p = p - lr weight_decay p first, then Adam's step without the penalty.
+    """Adam with decoupled weight decay: p = p - lr weight_decay p, then Adam's step without a penalty.
 
     Parameters
     ----------
     parameters : layer or dict of str to layer or ndarray
-        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers have their
-        names after the key and a dot, and whose arrays are changed in place.
+        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers
+        have their names after the key and a dot, and whose arrays are changed in place.
     lr : float or callable, default 0.001
         The learning rate, or a function of the number of steps taken before.
     betas : tuple of float, default (0.9, 0.999)
@@ -123,7 +124,8 @@ class AdamW(Adam):
 
     References
     ----------
-    .. [1] I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", 2019. https://arxiv.org/abs/1711.05101
+    .. [1] I. Loshchilov, F. Hutter, "Decoupled Weight Decay Regularization", 2019.
+       https://arxiv.org/abs/1711.05101
 
     Examples
     --------

@@ -31,7 +31,8 @@ def clip_by_norm(grads: Mapping[str, Any], max_norm: float) -> tuple[dict[str, A
     grads : dict
         The gradients times max_norm / (norm + 1e-6) where that is below 1, else the arrays that were given.
     norm : float
-        The norm before. It is NaN or infinite where a gradient is: the gradients then are NaN, or 0 and NaN, as in torch.
+        The norm before. It is NaN or infinite where a gradient is: the gradients then are NaN, or 0 and NaN,
+        as in torch.
 
     Raises
     ------

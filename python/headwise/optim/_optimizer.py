@@ -24,7 +24,7 @@ class Optimizer(ABC):
     _moments: ClassVar[tuple[str, ...]]
     """Names of the arrays that are kept for each parameter, all of them 0 at first."""
 
-    _hyper_parameters: dict[str, float | bool | tuple[float, float]]
+    _hyper_parameters: dict[str, Any]
 
     def __init__(self, parameters: Given, lr: LearningRate) -> None:
         self._parameters = Parameters(parameters)
@@ -54,21 +54,21 @@ class Optimizer(ABC):
         Parameters
         ----------
         grads : dict of str to array_like
-            A gradient for each parameter that is to move, under the parameter's name; a dict in it stands for names with
-            its key and a dot in front. Parameters that are not named stay as they are, and so do their moments.
+            A gradient for each parameter that is to move, under the parameter's name; a dict in it stands for
+            names with its key and a dot in front. Parameters that are not named stay as they are, and so do
+            their moments.
 
         Raises
         ------
         ValueError
-            If a name is none of a parameter, or a gradient has another shape (`ShapeError`). Nothing is changed then.
+            If a name is none of a parameter, or a gradient has another shape (`ShapeError`). Nothing is
+            changed then.
         TypeError
             If a gradient is no array of numbers (`DTypeError`).
         """
         lr = self.lr
         parameters = self._parameters.read()
-        gradients = {
-            name: gradient(name, value, parameters) for name, value in flatten(grads, "").items()
-        }
+        gradients = {name: gradient(name, value, parameters) for name, value in flatten(grads, "").items()}
         states = {name: self._state_of(name, parameters[name]) for name in gradients}
         for name, d in gradients.items():
             steps, moments = states[name]
@@ -90,8 +90,8 @@ class Optimizer(ABC):
         Returns
         -------
         dict
-            "algorithm", the name of the class; "step"; "hyper_parameters", numbers ("lr" only where it is no schedule);
-            and "state", for each parameter its "step" and its moments.
+            "algorithm", the name of the class; "step"; "hyper_parameters", numbers ("lr" only where it is no
+            schedule); and "state", for each parameter its "step" and its moments.
         """
         hyper_parameters: dict[str, Any] = dict(self._hyper_parameters)
         if not callable(self._lr):
@@ -177,19 +177,21 @@ class Optimizer(ABC):
     def _loaded(
         self,
         name: str,
-        value: Mapping[str, Any],
+        value: Any,  # noqa: ANN401 - what a file held
         parameters: Mapping[str, NDArray[Any]],
         keys: tuple[str, ...],
     ) -> tuple[int, Moments]:
         """Return the steps and moments of one parameter of a state."""
         if name not in parameters or not isinstance(value, Mapping) or {*value} != {"step", *keys}:
-            msg = f"state: {name!r} is no parameter of this optimiser, or not of the form that state_dict() gives"
+            msg = f"state: {name!r} is no parameter of this optimiser, or not as state_dict() gives it"
             raise ValueError(msg)
         dtype = parameters[name].dtype.newbyteorder("=")
         moments = {key: np.array(value[key], dtype=dtype, order="C") for key in keys}
         for key, moment in moments.items():
             if moment.shape != parameters[name].shape:
-                msg = f"state: expected shape {parameters[name].shape} of {key} of {name!r}, got {moment.shape}"
+                msg = (
+                    f"state: expected shape {parameters[name].shape} of {key} of {name!r}, got {moment.shape}"
+                )
                 raise ValueError(msg)
         return int(value["step"]), moments
 

@@ -1,7 +1,7 @@
 """What an optimiser updates: layers, or plain arrays, under one set of names.
 
-A layer stays the only truth: its state is read before a step and loaded back after it, so whatever was loaded in between
-counts. Arrays of a dict are changed in place, and a dict is read anew at each step.
+A layer stays the only truth: its state is read before a step and loaded back after it, so whatever was loaded
+in between counts. Arrays of a dict are changed in place, and a dict is read anew at each step.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ Given: TypeAlias = Layer | Mapping[str, Layer | NDArray[Any]]
 
 
 class Parameters:
-    """The arrays of a layer, or of a dict of layers and arrays, whose names are then ``key.name`` and ``key``."""
+    """The arrays of a layer, or of a dict of layers and arrays: ``key.name`` and ``key``."""
 
     def __init__(self, given: Given, argument: str = "parameters") -> None:
-        self._given = given
+        # What a user passes may be of any kind.
+        self._given: Any = given
         self._argument = argument
         self.read()
 
@@ -47,7 +48,9 @@ class Parameters:
                 if name in arrays:
                     self._fail(f"two parameters have the name {name!r}")
                 if array.dtype not in (np.float32, np.float64):
-                    msg = f"{self._argument}: expected float32 or float64, got {name!r} of dtype {array.dtype}"
+                    msg = (
+                        f"{self._argument}: expected float32 or float64, got {name!r} of dtype {array.dtype}"
+                    )
                     raise DTypeError(msg)
                 arrays[name] = array
         return arrays
@@ -69,7 +72,8 @@ class Parameters:
             self._fail(f"the state lacks {missing[:5]} and has unknown {unknown[:5]}")
         for name, array in state.items():
             if array.shape != own[name].shape:
-                msg = f"{self._argument}: expected shape {own[name].shape} of {name!r}, got {array.shape} in the state"
+                expected = f"expected shape {own[name].shape} of {name!r}"
+                msg = f"{self._argument}: {expected}, got {array.shape} in the state"
                 raise ShapeError(msg)
             if not own[name].flags.writeable:
                 self._fail(f"the array {name!r} is read-only")
@@ -92,12 +96,14 @@ class Parameters:
             yield "", given
             return
         if not isinstance(given, Mapping):
-            msg = f"{self._argument}: expected a layer, or a dict of layers and arrays, got {type(given).__name__}"
+            came = type(given).__name__
+            msg = f"{self._argument}: expected a layer, or a dict of layers and arrays, got {came}"
             raise TypeError(msg)
         seen: set[int] = set()
         for key, part in given.items():
             if not isinstance(key, str) or not isinstance(part, (Layer, np.ndarray)):
-                msg = f"{self._argument}: expected a dict of str to layers or arrays, got {type(part).__name__} at {key!r}"
+                came = f"{type(part).__name__} at {key!r}"
+                msg = f"{self._argument}: expected a dict of str to layers or arrays, got {came}"
                 raise TypeError(msg)
             if id(part) in seen:
                 self._fail(f"{key!r} is there under another key already")
@@ -113,7 +119,7 @@ def _named(key: str, state: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any
     return {f"{key}.{name}" if key else name: array for name, array in state.items()}
 
 
-def flatten(grads: Mapping[str, Any], start: str = "") -> dict[str, Any]:
+def flatten(grads: Any, start: str = "") -> dict[str, Any]:  # noqa: ANN401 - what a user passes
     """Return ``{"a": {"b": array}}`` as ``{"a.b": array}``, in the order of the dicts."""
     if not isinstance(grads, Mapping):
         msg = f"grads: expected a dict of arrays, as a layer's pullback gives it, got {type(grads).__name__}"

@@ -1,10 +1,10 @@
-"""Learning rates over time: functions of the number of steps taken before.
+r"""Learning rates over time: functions of the number of steps taken before.
 
 ::
 
     rate
-     lr |    /‾‾\\_            linear warm-up over `warmup` steps, the first of which has lr / warmup already,
-        |   /     ‾\\_         then down to `end` at step `total`, in a line or half a cosine wave,
+     lr |    /‾‾\_            linear warm-up over `warmup` steps, the first of which has lr / warmup already,
+        |   /     ‾\_         then down to `end` at step `total`, in a line or half a cosine wave,
     end |  /         ‾‾───    then `end`
         +--|----------|-> step
          warmup     total

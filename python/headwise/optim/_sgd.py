@@ -23,8 +23,8 @@ class SGD(Optimizer):
     Parameters
     ----------
     parameters : layer or dict of str to layer or ndarray
-        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers have their
-        names after the key and a dot, and whose arrays are changed in place.
+        What is updated: a layer (anything with `state_dict` and `load_state_dict`), or a dict, whose layers
+        have their names after the key and a dot, and whose arrays are changed in place.
     lr : float or callable
         The learning rate, or a function of the number of steps taken before.
     momentum : float, default 0.0
@@ -43,8 +43,8 @@ class SGD(Optimizer):
 
     References
     ----------
-    .. [1] I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in deep
-       learning", 2013. https://proceedings.mlr.press/v28/sutskever13.html
+    .. [1] I. Sutskever, J. Martens, G. Dahl, G. Hinton, "On the importance of initialization and momentum in
+       deep learning", 2013. https://proceedings.mlr.press/v28/sutskever13.html
 
     Examples
     --------
@@ -85,6 +85,4 @@ class SGD(Optimizer):
     def _update(
         self, parameter: NDArray[Any], gradient: NDArray[Any], moments: Moments, step: int, lr: float
     ) -> None:
-        _core._sgd_step(
-            parameter, gradient, moments.get("momentum_buffer"), lr=lr, **self._hyper_parameters
-        )
+        _core._sgd_step(parameter, gradient, moments.get("momentum_buffer"), lr=lr, **self._hyper_parameters)
