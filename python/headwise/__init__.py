@@ -52,14 +52,14 @@ from headwise._errors import (
     UnsupportedModelError,
 )
 from headwise._layers import EncoderOutput
+from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import testing
-
-if TYPE_CHECKING:
+    from headwise import init, losses, optim, testing
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
+    from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
 
 __all__ = [
     "AttentionLink",
@@ -84,6 +84,7 @@ __all__ = [
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
+    "TrainingCheckpoint",
     "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
@@ -92,14 +93,20 @@ __all__ = [
     "attention_varlen",
     "gelu",
     "get_num_threads",
+    "init",
     "isa",
     "layer_norm",
     "linear",
+    "load_checkpoint",
+    "losses",
     "num_threads",
+    "optim",
+    "progress",
     "relative_position_buckets",
     "relu",
     "rms_norm",
     "rotary_embedding",
+    "save_checkpoint",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",
@@ -110,17 +117,25 @@ __all__ = [
 ]
 
 
+_MODULES = frozenset({"init", "losses", "optim", "testing"})
+_TRAINING = frozenset({"TrainingCheckpoint", "load_checkpoint", "save_checkpoint"})
+
+
 def __getattr__(name: str) -> object:
     """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
-    if name == "testing":
+    if name in _MODULES:
         import importlib
 
-        return importlib.import_module("headwise.testing")
+        return importlib.import_module(f"headwise.{name}")
     if name == "Sequential":
         from headwise._sequential import Sequential
 
         globals()[name] = Sequential
         return Sequential
+    if name in _TRAINING:
+        from headwise import _training_checkpoint
+
+        return getattr(_training_checkpoint, name)
     if name == "TextEncoder":
         from headwise._text_encoder import TextEncoder
 
