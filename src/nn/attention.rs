@@ -6,8 +6,11 @@
 //! out = concat(r) Woᵀ + bo
 //! ```
 
+mod backward;
 pub(crate) mod config;
 pub(crate) mod parameters;
+
+pub use backward::{SavedAttention, SourceGradients};
 
 pub use config::AttentionConfig;
 
@@ -193,9 +196,30 @@ impl<T: Float> MultiHeadAttention<T> {
         queries: &Layout,
         keys: &Layout,
         call: &Call<'_, T>,
-        (q, k, v): (&[T], &[T], &[T]),
+        qkv: (&[T], &[T], &[T]),
         result: &mut [T],
     ) -> Result<Vec<T>> {
+        let heads = self.config.num_heads;
+        let wanted = call.weights.count(heads);
+        let pairs = queries.lengths.iter().zip(&keys.lengths).map(|(l, s)| l * s);
+        let mut weights = crate::ops::buffer::zeros(wanted * pairs.sum::<usize>())?;
+        let slots: Option<Vec<Option<usize>>> = match call.weights {
+            WantedHeads::Some(some) => Some((0..heads).map(|h| some.iter().position(|&x| x == h)).collect()),
+            _ => None,
+        };
+        let scores = (wanted > 0).then_some((ScoreKind::Weights, &mut weights[..], slots.as_deref()));
+        self.operation(queries, keys, call, qkv).run(result, Wanted { lse: None, scores })?;
+        Ok(weights)
+    }
+
+    /// Attention as the operation below knows it. The log-sum-exp of row t of head h is at `t * heads + h`.
+    fn operation<'a>(
+        &self,
+        queries: &Layout,
+        keys: &Layout,
+        call: &Call<'a, T>,
+        (q, k, v): (&'a [T], &'a [T], &'a [T]),
+    ) -> Attention<'a, T> {
         let config = &self.config;
         let (heads, e) = (config.num_heads, config.head_dim);
         let (wide, narrow) =
@@ -221,7 +245,7 @@ impl<T: Float> MultiHeadAttention<T> {
                     Some(Pairs::Added(data, strides)) => Mask::Float(data, strides),
                     Some(Pairs::All) | None => Mask::None,
                 },
-                lse_start: 0,
+                lse_start: at * heads,
                 scores_start: weights_len,
                 score_strides: Strides { head: q_len * k_len, row: k_len },
                 dropout_base: elements,
@@ -232,8 +256,7 @@ impl<T: Float> MultiHeadAttention<T> {
             weights_len += wanted * q_len * k_len;
             elements += (heads * queries.full[b] * keys.full[b]) as u64;
         }
-        let mut weights = crate::ops::buffer::zeros(weights_len)?;
-        let attention = Attention {
+        Attention {
             q: Operand { data: q, strides: wide },
             k: Operand { data: k, strides: narrow },
             v: Operand { data: v, strides: narrow },
@@ -252,13 +275,6 @@ impl<T: Float> MultiHeadAttention<T> {
                 .filter(|_| config.dropout > 0.0)
                 .map(|key| (config.dropout, site_key(key, 0, 0))),
             sequences,
-        };
-        let slots: Option<Vec<Option<usize>>> = match call.weights {
-            WantedHeads::Some(some) => Some((0..heads).map(|h| some.iter().position(|&x| x == h)).collect()),
-            _ => None,
-        };
-        let scores = (wanted > 0).then_some((ScoreKind::Weights, &mut weights[..], slots.as_deref()));
-        attention.run(result, Wanted { lse: None, scores })?;
-        Ok(weights)
+        }
     }
 }

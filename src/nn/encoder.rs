@@ -5,14 +5,12 @@ mod groups;
 use std::ops::Range;
 
 use super::attention::{Call, WantedHeads};
-use super::dropout::site_key;
 use super::encoder_layer::{EncoderLayer, LayerBuffers, LayerConfig};
 use super::init::Init;
 use super::norm::Norm;
 use super::state::{Loader, Module, State, prefixed};
 use super::tokens::Layout;
 use crate::error::{Error, Result};
-use crate::ops::alibi::alibi_slopes;
 use crate::ops::masks::Element;
 use crate::ops::positions::{Layout as Waves, sinusoidal_positions};
 use crate::simd::Float;
@@ -192,20 +190,9 @@ impl<T: Float> Encoder<T> {
             if call.hidden_states {
                 output.hidden_states.push(x.to_vec());
             }
-            let heads = layer.config.attention.num_heads;
-            let slopes =
-                (self.positions == Some(Positions::Alibi)).then(|| alibi_slopes::<T>(heads)).transpose()?;
-            let of_layer = Call {
-                masks: call.masks,
-                causal: call.causal,
-                window: call.window,
-                head_mask: call.head_mask.map(|m| &m[n][..]),
-                alibi: slopes.as_deref(),
-                rotary: (self.positions == Some(Positions::Rotary)).then_some(ROTARY_THETA),
-                dropout: call.dropout.map(|key| site_key(key, n, 9)),
-                weights: call.weights.get(n).copied().unwrap_or(WantedHeads::None),
-                ..Call::default()
-            };
+            let slopes = self.slopes(layer)?;
+            let weights = call.weights.get(n).copied().unwrap_or(WantedHeads::None);
+            let of_layer = Call { weights, ..self.call_of(n, call, slopes.as_deref()) };
             // Layers share the buffers as long as they have the same widths.
             let config = &layer.config.attention;
             let widths = (config.query_width(), config.kv_width());

@@ -5,6 +5,10 @@
 //! pre-norm   x = x + attention(norm1(x));   x = x + feed(norm2(x))          (Xiong et al. 2020)
 //! ```
 
+mod backward;
+
+pub use backward::SavedLayer;
+
 use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources};
 use super::dropout::{drop_out, site_key};
 use super::feed_forward::{FeedForward, HiddenRows};
