@@ -122,10 +122,12 @@ impl<'a, T> Sources<'a, T> {
 
 /// What a layer writes between its input and its output, kept from layer to layer.
 pub struct AttentionBuffers<T: Float> {
-    q: Reused<T>,
+    /// Projected queries.
+    pub q: Reused<T>,
     k: Reused<T>,
     v: Reused<T>,
-    result: Reused<T>,
+    /// Joined heads.
+    pub result: Reused<T>,
 }
 
 impl<T: Float> AttentionBuffers<T> {
@@ -177,17 +179,44 @@ impl<T: Float> MultiHeadAttention<T> {
             rotate_rows(q, self.config.num_heads, e, &x.layout.lengths, theta)?;
             rotate_rows(k, self.config.num_kv_heads, e, &keys.layout.lengths, theta)?;
         }
-        let weights = self.attend(x.layout, keys.layout, call, (q, k, v), result)?;
+        self.attend_rows((x.layout, keys.layout), call, (q, k, v), result, out, after)
+    }
+
+    /// The projections of `rows` tokens that attend to themselves and others, without positions.
+    ///
+    /// # Errors
+    /// `Interrupted`, `Internal`.
+    pub fn project_rows(&self, x: &[T], rows: usize, [q, k, v]: [&mut [T]; 3]) -> Result<()> {
+        self.q.forward(x, rows, q, After { next: self.k.panels(), ..After::default() })?;
+        self.k.forward(x, rows, k, After { next: self.v.panels(), ..After::default() })?;
+        self.v.forward(x, rows, v, After::default())
+    }
+
+    /// What follows the projections: attends from the tokens of `queries` to those of `keys`, joins the heads in `result`
+    /// and projects them into `out`. Returns the wanted weights.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn attend_rows(
+        &self,
+        (queries, keys): (&Layout, &Layout),
+        call: &Call<'_, T>,
+        (q, k, v): (&[T], &[T], &[T]),
+        result: &mut [T],
+        out: &mut [T],
+        after: After<'_, T>,
+    ) -> Result<Vec<T>> {
+        let weights = self.attend(queries, keys, call, (q, k, v), result)?;
         if let Some(head_mask) = call.head_mask {
-            for row in result.chunks_exact_mut(wide) {
-                for (head, &factor) in row.chunks_exact_mut(e).zip(head_mask) {
+            for row in result.chunks_exact_mut(self.config.query_width()) {
+                for (head, &factor) in row.chunks_exact_mut(self.config.head_dim).zip(head_mask) {
                     for x in head {
                         *x = *x * factor;
                     }
                 }
             }
         }
-        self.out.forward(result, rows, out, after)?;
+        self.out.forward(result, queries.total(), out, after)?;
         Ok(weights)
     }
 

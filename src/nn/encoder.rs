@@ -1,6 +1,7 @@
 //! A stack of encoder layers.
 
 mod groups;
+mod rows;
 
 use std::ops::Range;
 
@@ -148,6 +149,8 @@ impl<T: Float> Encoder<T> {
         let groups = if whole { layout.groups(usize::MAX) } else { groups_for(layout, team) };
         if team > 1 && groups.len() >= team {
             side_by_side(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
+        } else if team > 1 && rows::fits(self, layout, call, team) {
+            rows::in_rows(self, &mut x, layout, call, team)?;
         } else {
             in_turn(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
         }
@@ -383,6 +386,30 @@ mod tests {
             let (one, two) = (with(1), with(2));
             assert_same_bits(&one.rows, &two.rows);
             assert_same_bits(&one.weights[0], &two.weights[0]);
+        }
+    }
+
+    #[test]
+    fn threads_that_share_few_sequences_leave_no_trace() {
+        for (lengths, norm_first) in [(&[130][..], false), (&[130], true), (&[40, 3, 97], false)] {
+            let layout = Layout::dense(lengths.to_vec());
+            let rows = normals(layout.total() * D, 6, 1.0);
+            let stack = stack(None, norm_first, |_| ());
+            let masked = [0.5, 2.0, 1.0, 0.0];
+            let factors = [masked.to_vec(), masked.to_vec()];
+            let window = StackCall { window: (Some(9), Some(70)), causal: false, ..call(None) };
+            for call in [call(None), window, StackCall { head_mask: Some(&factors), ..call(None) }] {
+                assert!(rows::fits(&stack, &layout, &call, 2));
+                let with = |threads: usize| {
+                    let before = override_num_threads(Some(threads)).unwrap();
+                    let output = stack.forward(rows.clone(), &layout, &call).unwrap();
+                    override_num_threads(before).unwrap();
+                    output.rows
+                };
+                let one = with(1);
+                assert_same_bits(&with(2), &one);
+                assert_same_bits(&with(5), &one);
+            }
         }
     }
 
