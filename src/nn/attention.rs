@@ -208,16 +208,19 @@ impl<T: Float> MultiHeadAttention<T> {
     ) -> Result<Vec<T>> {
         let weights = self.attend(queries, keys, call, (q, k, v), result)?;
         if let Some(head_mask) = call.head_mask {
-            for row in result.chunks_exact_mut(self.config.query_width()) {
-                for (head, &factor) in row.chunks_exact_mut(self.config.head_dim).zip(head_mask) {
-                    for x in head {
-                        *x = *x * factor;
-                    }
-                }
-            }
+            self.scale_heads(result, head_mask);
         }
         self.out.forward(result, queries.total(), out, after)?;
         Ok(weights)
+    }
+
+    /// Multiplies the columns of each head by its factor.
+    fn scale_heads(&self, rows: &mut [T], head_mask: &[T]) {
+        for row in rows.chunks_exact_mut(self.config.query_width()) {
+            for (head, &factor) in row.chunks_exact_mut(self.config.head_dim).zip(head_mask) {
+                head.iter_mut().for_each(|x| *x = *x * factor);
+            }
+        }
     }
 
     fn attend(

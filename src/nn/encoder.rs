@@ -1,7 +1,10 @@
 //! A stack of encoder layers.
 
+mod backward;
 mod groups;
 mod rows;
+
+pub use backward::{SavedStack, StackGradients};
 
 use std::ops::Range;
 
@@ -81,6 +84,12 @@ pub struct StackOutput<T> {
     pub hidden_states: Vec<Vec<T>>,
     /// Weights of each layer, (heads, L, S) of each sequence back to back; empty where none are wanted.
     pub weights: Vec<Vec<T>>,
+}
+
+impl<T> AsRef<Encoder<T>> for Encoder<T> {
+    fn as_ref(&self) -> &Self {
+        self
+    }
 }
 
 impl<T: Float> Encoder<T> {

@@ -84,7 +84,8 @@ impl<T: Float> Encoder<T> {
             let slopes = self.slopes(layer)?;
             let of_layer = self.call_of(n, call, slopes.as_deref());
             let (grads, head_mask) = layer.backward(layout, &of_layer, saved, &mut d)?;
-            of_layers.push((prefixed(&format!("layers.{n}."), grads), head_mask));
+            let grads: State<T> = prefixed(&format!("layers.{n}."), grads).collect();
+            of_layers.push((grads, head_mask));
         }
         let (mut parameters, mut head_mask) = (State::new(), call.head_mask.map(|_| Vec::new()));
         for (grads, of_layer) in of_layers.into_iter().rev() {
@@ -104,7 +105,12 @@ impl<T: Float> Encoder<T> {
     }
 
     /// How layer `n` is called, weights apart.
-    pub(super) fn call_of<'a>(&self, n: usize, call: &StackCall<'a, T>, slopes: Option<&'a [T]>) -> Call<'a, T> {
+    pub(super) fn call_of<'a>(
+        &self,
+        n: usize,
+        call: &StackCall<'a, T>,
+        slopes: Option<&'a [T]>,
+    ) -> Call<'a, T> {
         Call {
             masks: call.masks,
             causal: call.causal,

@@ -16,7 +16,6 @@ use std::sync::{Mutex, PoisonError};
 use super::{Encoder, Positions, StackCall};
 use crate::error::Result;
 use crate::kernels::gemm::OutRows;
-use crate::nn::attention::Call;
 use crate::nn::encoder_layer::{EncoderLayer, LayerBuffers};
 use crate::nn::tokens::{Layout, buffer};
 use crate::ops::try_parallel;
@@ -88,13 +87,7 @@ pub(super) fn in_rows<T: Float>(
             let mut part = parts[i].lock().unwrap_or_else(PoisonError::into_inner);
             let Part { rows, queries, x, buffers } = &mut *part;
             if n > 0 {
-                let of_layer = Call {
-                    masks: call.masks,
-                    causal: call.causal,
-                    window: call.window,
-                    head_mask: call.head_mask.map(|m| &m[n - 1][..]),
-                    ..Call::default()
-                };
+                let of_layer = stack.call_of(n - 1, call, None);
                 let following = stack.layers.get(n).map_or(&[][..], EncoderLayer::panels);
                 let layer = &stack.layers[n - 1];
                 layer.finish_rows(x, (queries, layout), &of_layer, (k, v), buffers, following)?;

@@ -18,3 +18,4 @@ pub mod multi_head_attention;
 pub mod encoder;
 pub mod encoder_layer;
 pub mod stack;
+pub mod stack_vjp;
