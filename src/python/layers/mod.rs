@@ -13,6 +13,8 @@ pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;
 
+pub mod attention_call;
+pub mod attention_vjp;
 pub mod multi_head_attention;
 
 pub mod encoder;
