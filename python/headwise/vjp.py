@@ -2,9 +2,9 @@
 
 ``out, pullback = headwise.vjp.f(...)`` computes what ``headwise.f(...)`` computes, to the bit;
 ``pullback(d_out)`` turns the gradient of a number with respect to ``out`` into a tuple of its gradients with
-respect to the arrays that were given, in their order. Arguments that are absent have no gradient and no place in
-the tuple. A pullback may be called any number of times; it holds the arrays, it does not copy them: they must not
-be changed meanwhile.
+respect to the arrays that were given, in their order. Arguments that are absent have no gradient and no place
+in the tuple. A pullback may be called any number of times; it holds the arrays, it does not copy them: they
+must not be changed meanwhile.
 
 Gradients have the shapes of their arrays and the dtype of the result; what is computed in float32 for float16
 or bfloat16 is rounded once. Their bits depend neither on threads nor on the instruction set.
@@ -94,8 +94,8 @@ def layer_norm(
     out : ndarray
         The shape of `x`.
     pullback : Pullback
-        Returns ``(d_x, d_weight, d_bias)``, without those of arrays that were not given. Sums over rows run in ascending
-        order, in blocks of 256.
+        Returns ``(d_x, d_weight, d_bias)``, without those of arrays that were not given. Sums over rows run
+        in ascending order, in blocks of 256.
 
     Raises
     ------
@@ -150,8 +150,9 @@ def linear(
     out : ndarray
         (..., N).
     pullback : Pullback
-        Returns ``(d_x, d_weight, d_bias)``, without `d_bias` if there is no bias. The sum over rows in `d_weight` has the
-        order of every product: ascending, in blocks of 192; that in `d_bias` has blocks of 256.
+        Returns ``(d_x, d_weight, d_bias)``, without `d_bias` if there is no bias. The sum over rows in
+        `d_weight` has the order of every product: ascending, in blocks of 192; that in `d_bias` has blocks
+        of 256.
 
     Raises
     ------
@@ -229,8 +230,8 @@ def rms_norm(
     out : ndarray
         The shape of `x`.
     pullback : Pullback
-        Returns ``(d_x, d_weight)``, without `d_weight` if there is no weight. Its sum over rows runs in ascending order, in
-        blocks of 256.
+        Returns ``(d_x, d_weight)``, without `d_weight` if there is no weight. Its sum over rows runs in
+        ascending order, in blocks of 256.
 
     Raises
     ------
@@ -245,7 +246,8 @@ def rms_norm(
 
     References
     ----------
-    .. [1] B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019. https://arxiv.org/abs/1910.07467
+    .. [1] B. Zhang, R. Sennrich, "Root Mean Square Layer Normalization", 2019.
+       https://arxiv.org/abs/1910.07467
 
     Examples
     --------
