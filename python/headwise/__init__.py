@@ -44,6 +44,7 @@ from headwise._core import (
 from headwise._encode_info import EncodeInfo, TruncationWarning
 from headwise._errors import (
     DTypeError,
+    GradientError,
     HeadwiseError,
     InternalError,
     ModelFormatError,
@@ -56,7 +57,8 @@ from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import init, losses, optim, testing
+    from headwise import init, losses, optim, testing, vjp
+    from headwise._gradcheck import gradcheck
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
     from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
@@ -72,6 +74,7 @@ __all__ = [
     "EncoderLayer",
     "EncoderOutput",
     "FeedForward",
+    "GradientError",
     "HeadwiseError",
     "InternalError",
     "LayerNorm",
@@ -93,6 +96,7 @@ __all__ = [
     "attention_varlen",
     "gelu",
     "get_num_threads",
+    "gradcheck",
     "init",
     "isa",
     "layer_norm",
@@ -114,33 +118,31 @@ __all__ = [
     "sinusoidal_positions",
     "softmax",
     "testing",
+    "vjp",
 ]
 
 
-_MODULES = frozenset({"init", "losses", "optim", "testing"})
-_TRAINING = frozenset({"TrainingCheckpoint", "load_checkpoint", "save_checkpoint"})
+_MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
+_NAMES = {
+    "Sequential": "_sequential",
+    "TextEncoder": "_text_encoder",
+    "TrainingCheckpoint": "_training_checkpoint",
+    "gradcheck": "_gradcheck",
+    "load_checkpoint": "_training_checkpoint",
+    "save_checkpoint": "_training_checkpoint",
+}
 
 
 def __getattr__(name: str) -> object:
     """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
+    import importlib
+
     if name in _MODULES:
-        import importlib
-
         return importlib.import_module(f"headwise.{name}")
-    if name == "Sequential":
-        from headwise._sequential import Sequential
-
-        globals()[name] = Sequential
-        return Sequential
-    if name in _TRAINING:
-        from headwise import _training_checkpoint
-
-        return getattr(_training_checkpoint, name)
-    if name == "TextEncoder":
-        from headwise._text_encoder import TextEncoder
-
-        globals()[name] = TextEncoder
-        return TextEncoder
+    if name in _NAMES:
+        found = getattr(importlib.import_module(f"headwise.{_NAMES[name]}"), name)
+        globals()[name] = found
+        return found
     msg = f"module {__name__!r} has no attribute {name!r}"
     raise AttributeError(msg)
 
