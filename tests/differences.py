@@ -30,7 +30,7 @@ def flat(batch):
 
 
 def check_vjp(layer, x, d_out, *, bar=1e-7, **keywords):
-    """Compare the pullback of a float64 layer with differences: of its parameters, and its input if that has one."""
+    """Compare a float64 layer's pullback with differences: of parameters, and of its input but for ids."""
     out, pullback = layer.vjp(x, **keywords)
     again = layer(x, **keywords)
     np.testing.assert_array_equal(flat(out), flat(again))

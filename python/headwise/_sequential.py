@@ -190,6 +190,7 @@ class Sequential:
         Returns
         -------
         dict of str to ndarray
+            Fresh arrays, in the order of the layers.
         """
         return {
             f"{name}.{own}": array
@@ -269,6 +270,7 @@ class Sequential:
         Returns
         -------
         Sequential
+            With new layers, under the same names.
         """
         return Sequential(**{name: layer.to(dtype) for name, layer in self._layers.items()})
 
@@ -334,7 +336,8 @@ def _keywords_of(layer: Layer) -> frozenset[str]:
     """Return the keywords that a layer's call takes."""
     if isinstance(layer, Sequential):
         return frozenset({"training", "rng"}).union(*map(_keywords_of, layer))
-    return _keywords_of_class(type(layer))
+    cls: Layer = type(layer)
+    return _keywords_of_class(cls)
 
 
 @functools.cache
