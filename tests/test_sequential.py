@@ -111,7 +111,7 @@ def test_indexing(rng):
 
 
 def test_what_is_no_layer_is_refused():
-    for wrong in (3, None, "relu", hw.gelu, hw.Linear, np.ones(3)):
+    for wrong in (3, None, "relu", np.tanh, hw.linear, hw.Linear, np.ones(3)):
         with pytest.raises(TypeError, match="layer '1'"):
             hw.Sequential(hw.Linear(2, 2), wrong)
     with pytest.raises(ValueError, match="at least one"):
@@ -120,6 +120,24 @@ def test_what_is_no_layer_is_refused():
     for wrong in ("", "a.b", "0"):
         with pytest.raises(ValueError, match="name of a layer"):
             hw.Sequential(layer, **{wrong: layer})
+
+
+def test_functions_stand_among_the_layers(rng):
+    model = hw.Sequential(hw.Linear(5, 9, rng=0), hw.gelu, hw.Linear(9, 4, rng=1), end=hw.softmax)
+    x = normals(rng, 2, 6, 5)
+    want = hw.softmax(model[2](hw.gelu(model[0](x))))
+    assert_same_bits(model(x), want)
+    for one, other in zip(model(list(x)), want, strict=True):
+        assert_same_bits(one, other)
+    assert list(model.state_dict()) == ["0.weight", "0.bias", "2.weight", "2.bias"]
+    assert model[1] is hw.gelu
+    assert (model.dtype, len(model)) == ("float32", 4)
+    assert "\n  (1): gelu\n" in repr(model)
+    for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), model.to("float64").to("float32")):
+        assert other[1] is hw.gelu
+        assert_same_bits(other(x), want)
+    with pytest.raises(ValueError, match=r"layer '1': state: unexpected weight"):
+        model.load_state_dict(model.state_dict() | {"1.weight": np.ones(3)})
 
 
 # --- keywords -----------------------------------------------------------------------------------------------
