@@ -44,6 +44,7 @@ from headwise._core import (
 from headwise._encode_info import EncodeInfo, TruncationWarning
 from headwise._errors import (
     DTypeError,
+    GradientError,
     HeadwiseError,
     InternalError,
     ModelFormatError,
@@ -55,7 +56,8 @@ from headwise._layers import EncoderOutput
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import testing
+    from headwise import testing, vjp
+    from headwise._gradcheck import gradcheck
 
 if TYPE_CHECKING:
     from headwise._sequential import Sequential
@@ -72,6 +74,7 @@ __all__ = [
     "EncoderLayer",
     "EncoderOutput",
     "FeedForward",
+    "GradientError",
     "HeadwiseError",
     "InternalError",
     "LayerNorm",
@@ -92,6 +95,7 @@ __all__ = [
     "attention_varlen",
     "gelu",
     "get_num_threads",
+    "gradcheck",
     "isa",
     "layer_norm",
     "linear",
@@ -107,20 +111,26 @@ __all__ = [
     "sinusoidal_positions",
     "softmax",
     "testing",
+    "vjp",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
-    if name == "testing":
+    if name in ("testing", "vjp"):
         import importlib
 
-        return importlib.import_module("headwise.testing")
+        return importlib.import_module(f"headwise.{name}")
     if name == "Sequential":
         from headwise._sequential import Sequential
 
         globals()[name] = Sequential
         return Sequential
+    if name == "gradcheck":
+        from headwise._gradcheck import gradcheck
+
+        globals()[name] = gradcheck
+        return gradcheck
     if name == "TextEncoder":
         from headwise._text_encoder import TextEncoder
 

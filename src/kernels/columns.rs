@@ -76,7 +76,7 @@ impl<T: Float> Kernel<T> for ColumnSums<'_, T> {
 mod tests {
     use super::*;
     use crate::kernels::naive;
-    use crate::kernels::testing::{assert_same_bits, for_each_isa, lengths, normals, rms_relative};
+    use crate::kernels::testing::{assert_same_bits, for_each_isa, lengths, normals};
     use crate::simd::Isa;
 
     fn agrees<T: Float>(isa: Isa, bound: f64) {

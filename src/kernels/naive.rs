@@ -75,7 +75,8 @@ pub fn softmax_backward(p: &[f64], d: &[f64]) -> Vec<f64> {
     p.iter().zip(d).map(|(p, d)| p * (d - along)).collect()
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// Sum of products.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     sum(a.iter().zip(b).map(|(a, b)| a * b))
 }
 

@@ -37,7 +37,10 @@ pub fn activate_backward<T: Float>(activation: Activation, x: &[T], d: &mut [T])
 }
 
 /// `activation(x)` for each number, in C order.
-fn of_array<T: Float>(x: &ArrayViewD<'_, T>, activation: Activation) -> Result<ArrayD<T>> {
+///
+/// # Errors
+/// `Memory`, `Interrupted`, `Internal`.
+pub fn activate_array<T: Float>(x: &ArrayViewD<'_, T>, activation: Activation) -> Result<ArrayD<T>> {
     let numbers = dense(x)?;
     let mut out = zeros(numbers.len())?;
     activate(activation, &numbers, &mut out)?;
@@ -47,9 +50,9 @@ fn of_array<T: Float>(x: &ArrayViewD<'_, T>, activation: Activation) -> Result<A
 /// max(x, 0); NaN stays NaN.
 ///
 /// # Errors
-/// As [`activate`], and `Memory`.
+/// As [`activate_array`].
 pub fn relu<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
-    of_array(x, Activation::Relu)
+    activate_array(x, Activation::Relu)
 }
 
 /// x Phi(x), or its approximation by tanh.
@@ -57,7 +60,7 @@ pub fn relu<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
 /// # Errors
 /// `Value` where `approximate` is neither "none" nor "tanh"; as [`relu`].
 pub fn gelu<T: Float>(x: &ArrayViewD<'_, T>, approximate: &str) -> Result<ArrayD<T>> {
-    of_array(x, gelu_named(approximate)?)
+    activate_array(x, gelu_named(approximate)?)
 }
 
 /// The activation that `approximate` means.
@@ -75,9 +78,9 @@ pub fn gelu_named(approximate: &str) -> Result<Activation> {
 /// x sigmoid(x).
 ///
 /// # Errors
-/// As [`activate`], and `Memory`.
+/// As [`activate_array`].
 pub fn silu<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
-    of_array(x, Activation::Silu)
+    activate_array(x, Activation::Silu)
 }
 
 #[cfg(test)]

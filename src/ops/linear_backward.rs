@@ -53,10 +53,35 @@ impl<T: Float> PackedLinear<T> {
             T::dispatch(self.isa, TurnPanels { panels, n, k, first, columns, out, nv });
         };
         // What a panel is turned from lies in pieces, one in each of the forward panels: nothing to ask for at once.
-        let read = |_: Range<usize>| &[][..];
         debug_assert_eq!(panels.len(), packed_len(n, k, lanes));
-        by_panels(self.isa, dy, m, (k, n), pack, read, Epilogue { residual, ..nothing() }, dx)
+        by_panels(self.isa, dy, m, (k, n), pack, |_| &[][..], Epilogue { residual, ..nothing() }, dx)
     }
+}
+
+/// The gradient of the input of a product with weights (N, K), dense, that are used this once: dx = dy · w, as
+/// [`PackedLinear::backward_input`] has it, bit for bit.
+///
+/// # Errors
+/// `Memory`, `Interrupted`, `Internal`.
+///
+/// # Panics
+/// If a slice is too short.
+pub fn input_gradient_once<T: Float>(
+    dy: &[T],
+    m: usize,
+    (w, n, k): (&[T], usize, usize),
+    dx: &mut [T],
+) -> Result<()> {
+    assert!(dy.len() >= m * n && w.len() >= n * k && dx.len() >= m * k, "rows of a gradient");
+    if m == 0 || k == 0 {
+        return Ok(());
+    }
+    let isa = active()?;
+    let pack = |columns: Range<usize>, out: &mut [T]| {
+        let x = w.get(columns.start..).unwrap_or(&[]);
+        T::dispatch(isa, PackColumns { x, ldx: k, steps: n, columns: columns.len(), out });
+    };
+    by_panels(isa, dy, m, (k, n), pack, |_| &[][..], nothing(), dx)
 }
 
 /// The gradient of the weight of a product, dw = dyᵀ · x: x (m, K) and dy (m, N) into dw (N, K), dense.
@@ -155,6 +180,7 @@ pub fn weight_gradient<T: Float>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::naive::dot;
     use crate::kernels::testing::{assert_same_bits, normals, rms_relative};
     use crate::ops::linear::After;
     use ndarray::ArrayView2;
@@ -189,7 +215,7 @@ mod tests {
     }
 
     fn naive(a: &[f64], b: &[f64], (m, n, k): (usize, usize, usize)) -> Vec<f64> {
-        (0..m * n).map(|i| (0..k).map(|j| a[i / n * k + j] * b[i % n * k + j]).sum()).collect()
+        (0..m * n).map(|i| dot(&a[i / n * k..][..k], &b[i % n * k..][..k])).collect()
     }
 
     fn wide<T: Float>(x: &[T]) -> Vec<f64> {
@@ -208,6 +234,9 @@ mod tests {
                 assert_same_bits(&dx, &forward(&dy, &turned, (m, k, n), residual));
                 if residual.is_none() {
                     assert!(rms_relative(&dx, &naive(&wide(&dy), &wide(&turned), (m, k, n))) <= bound);
+                    let mut once = vec![T::NAN; m * k];
+                    input_gradient_once(&dy, m, (&w, n, k), &mut once).unwrap();
+                    assert_same_bits(&once, &dx);
                 }
             }
             let mut dw = vec![T::NAN; n * k];

@@ -14,6 +14,7 @@ pub mod masks;
 pub mod norm;
 pub mod positions;
 pub mod project;
+pub mod project_backward;
 pub mod rotary;
 pub(crate) mod rows;
 pub mod scaled_dot_product;

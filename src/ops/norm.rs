@@ -2,7 +2,9 @@
 
 mod backward;
 
-pub use backward::{layer_norm_rows_backward, rms_norm_rows_backward};
+pub use backward::{
+    NormGradients, layer_norm_backward, layer_norm_rows_backward, rms_norm_backward, rms_norm_rows_backward,
+};
 
 use ndarray::{ArrayD, ArrayViewD};
 

@@ -1,11 +1,15 @@
-//! Gradients of norms of dense rows. Tasks are blocks of 256 rows: each leaves the sums of its rows for weight and bias,
+//! Gradients of norms, of dense rows and of arrays. Tasks are blocks of 256 rows: each leaves the sums of its rows for weight and bias,
 //! which are then added in the order of the blocks.
 
-use crate::error::Result;
+use ndarray::{ArrayD, ArrayViewD};
+
+use super::{check_eps, check_parameter, last_width};
+use crate::error::{Error, Result};
 use crate::kernels::columns::ROW_BLOCK;
 use crate::kernels::gemm::OutRows;
 use crate::kernels::norm_backward::NormBackward;
 use crate::ops::buffer::zeros;
+use crate::ops::rows::{dense, shaped};
 use crate::simd::{Float, active};
 use crate::threads::parallel;
 
@@ -51,6 +55,67 @@ pub fn rms_norm_rows_backward<T: Float>(
     dweight: Option<&mut [T]>,
 ) -> Result<()> {
     backward(&Rows { x, dy, width, weight, eps, centered: false }, dx, dweight, None)
+}
+
+/// Gradients of a norm of an array.
+pub struct NormGradients<T> {
+    /// Of x, of its shape.
+    pub x: ArrayD<T>,
+    /// Of the weight (D,).
+    pub weight: Option<ArrayD<T>>,
+    /// Of the bias (D,).
+    pub bias: Option<ArrayD<T>>,
+}
+
+/// Gradients of [`layer_norm`](super::layer_norm) from `d`, that of its result: of x, of a weight that is there, and of a
+/// bias if it is asked for.
+///
+/// # Errors
+/// `Shape` and `Value` as the forward pass has them; `Memory`, `Interrupted`, `Internal`.
+pub fn layer_norm_backward<T: Float>(
+    x: &ArrayViewD<'_, T>,
+    d: &ArrayViewD<'_, T>,
+    weight: Option<&ArrayViewD<'_, T>>,
+    bias: bool,
+    eps: f64,
+) -> Result<NormGradients<T>> {
+    of_array(x, d, weight, (true, bias), eps)
+}
+
+/// Gradients of [`rms_norm`](super::rms_norm) with its eps.
+///
+/// # Errors
+/// As [`layer_norm_backward`].
+pub fn rms_norm_backward<T: Float>(
+    x: &ArrayViewD<'_, T>,
+    d: &ArrayViewD<'_, T>,
+    weight: Option<&ArrayViewD<'_, T>>,
+    eps: f64,
+) -> Result<NormGradients<T>> {
+    of_array(x, d, weight, (false, false), eps)
+}
+
+fn of_array<T: Float>(
+    x: &ArrayViewD<'_, T>,
+    d: &ArrayViewD<'_, T>,
+    weight: Option<&ArrayViewD<'_, T>>,
+    (centered, bias): (bool, bool),
+    eps: f64,
+) -> Result<NormGradients<T>> {
+    let width = last_width(x)?;
+    check_parameter("weight", weight, width)?;
+    if d.shape() != x.shape() {
+        return Err(Error::Shape(format!("d_out: expected {:?}, got {:?}", x.shape(), d.shape())));
+    }
+    let eps = check_eps(eps)?;
+    let (numbers, d, weight) = (dense(x)?, dense(d)?, weight.map(dense).transpose()?);
+    let rows = Rows { x: &numbers, dy: &d, width, weight: weight.as_deref(), eps, centered };
+    let mut dx = zeros(numbers.len())?;
+    let mut dweight = weight.is_some().then(|| zeros(width)).transpose()?;
+    let mut dbias = bias.then(|| zeros(width)).transpose()?;
+    backward(&rows, &mut dx, dweight.as_deref_mut(), dbias.as_deref_mut())?;
+    let parameter = |d: Option<Vec<T>>| d.map(|d| shaped(&[width], d)).transpose();
+    Ok(NormGradients { x: shaped(x.shape(), dx)?, weight: parameter(dweight)?, bias: parameter(dbias)? })
 }
 
 /// What both norms read.
