@@ -6,25 +6,15 @@ as torch has them), and the way of a call's keywords to the layers that take the
 
 from __future__ import annotations
 
-import functools
-import inspect
 import operator
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias, overload
 
-import numpy as np
 from numpy.typing import NDArray
 
 from headwise._errors import ArgumentTypeError, ArgumentValueError, HeadwiseError
+from headwise._steps import Batch, Layer, Rng, fits, key_of, key_of_place, keywords_of, refusal, step_of
 
-Layer: TypeAlias = Any
-"""What has `state_dict` and can be called with one input: compiled classes share no base."""
-
-Batch: TypeAlias = Any
-"""An array, what NumPy makes one of, or a list of arrays; of a last layer, whatever it gives."""
-
-_Rng: TypeAlias = Any
 _DType: TypeAlias = Any
 
 # What wrappers of a model put before every name, as the compiled layers know it.
@@ -38,7 +28,7 @@ class Sequential:
     ----------
     *layers : layer
         Named "0", "1", ... in their order. A layer is what has `state_dict` and can be called with one input;
-        a `Sequential` is one too.
+        a `Sequential` is one too. The functions `relu`, `gelu`, `silu` and `softmax` may stand among them.
     **named : layer
         More layers, under their own names, after those without.
 
@@ -68,9 +58,9 @@ class Sequential:
     (2, 3, 3)
     >>> model["head"], len(model)
     (Linear(16, 3, dtype="float32"), 3)
-    >>> small = hw.Sequential(hw.LayerNorm(4), hw.Linear(4, 2, rng=0))
+    >>> small = hw.Sequential(hw.LayerNorm(4), hw.relu, hw.Linear(4, 2, rng=0))
     >>> list(small.state_dict())
-    ['0.weight', '0.bias', '1.weight', '1.bias']
+    ['0.weight', '0.bias', '2.weight', '2.bias']
     """
 
     def __init__(self, /, *layers: Layer, **named: Layer) -> None:
@@ -83,16 +73,12 @@ class Sequential:
         if not self._layers:
             msg = "layers: expected at least one"
             raise ArgumentValueError(msg)
-        for name, layer in self._layers.items():
-            if isinstance(layer, type) or not (callable(layer) and hasattr(layer, "state_dict")):
-                msg = (
-                    f"layer {name!r}: expected a layer, which has state_dict and can be called, got {layer!r}"
-                )
-                raise ArgumentTypeError(msg)
+        # What is called: the layers themselves, and what makes one of a function.
+        self._steps = {name: step_of(name, layer) for name, layer in self._layers.items()}
         # Names and shapes of each layer's parameters, once they were asked for: they never change.
         self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
-    def __call__(self, x: Batch, *, training: bool = False, rng: _Rng = None, **keywords: object) -> Batch:
+    def __call__(self, x: Batch, *, training: bool = False, rng: Rng = None, **keywords: object) -> Batch:
         """Take an input through all layers.
 
         Parameters
@@ -121,7 +107,7 @@ class Sequential:
         return x
 
     def vjp(
-        self, x: Batch, *, training: bool = False, rng: _Rng = None, **keywords: object
+        self, x: Batch, *, training: bool = False, rng: Rng = None, **keywords: object
     ) -> tuple[Batch, SequentialPullback]:
         """Take an input through all layers, and return what turns the gradient of the result into gradients.
 
@@ -155,23 +141,25 @@ class Sequential:
         return x, SequentialPullback(pullbacks)
 
     def _plan(
-        self, training: bool, rng: _Rng, keywords: dict[str, object]
+        self, training: bool, rng: Rng, keywords: dict[str, object]
     ) -> Iterator[tuple[str, Layer, dict[str, object]]]:
         """Yield each layer with its name and its keywords."""
-        takes = {name: _keywords_of(layer) for name, layer in self._layers.items()}
+        takes = {name: keywords_of(layer) for name, layer in self._steps.items()}
         for keyword in keywords:
             if not any(keyword in taken for taken in takes.values()):
-                raise ArgumentTypeError(_refusal(keyword))
-        key = _key(rng) if training else 0
-        for place, (name, layer) in enumerate(self._layers.items()):
+                raise ArgumentTypeError(refusal(keyword))
+        key = key_of(rng) if training else 0
+        for place, (name, layer) in enumerate(self._steps.items()):
             own = {k: v for k, v in keywords.items() if k in takes[name]}
             if training and "training" in takes[name]:
                 own["training"] = True
             if training and "rng" in takes[name]:
-                own["rng"] = int(
-                    np.random.SeedSequence(key, spawn_key=(place,)).generate_state(1, np.uint64)[0]
-                )
+                own["rng"] = key_of_place(key, place)
             yield name, layer, own
+
+    def _keywords(self) -> set[str]:
+        """Return the keywords that a call takes."""
+        return {"training", "rng"}.union(*map(keywords_of, self._steps.values()))
 
     @staticmethod
     def _one(x: Batch, name: str) -> Batch:
@@ -190,10 +178,11 @@ class Sequential:
         Returns
         -------
         dict of str to ndarray
+            Fresh arrays, in the order of the layers.
         """
         return {
             f"{name}.{own}": array
-            for name, layer in self._layers.items()
+            for name, layer in self._steps.items()
             for own, array in layer.state_dict().items()
         }
 
@@ -220,9 +209,9 @@ class Sequential:
             msg = f"state: unexpected {', '.join(unexpected)}; strict=False loads what fits"
             raise ArgumentValueError(msg)
         # A state just like the layers' own cannot fail: nothing need be remembered. Training loads often.
-        sure = all(_fits(parts[name], self._shapes_of(name)) for name in self._layers)
+        sure = all(fits(parts[name], self._shapes_of(name)) for name in self._layers)
         undo = []
-        for name, layer in self._layers.items():
+        for name, layer in self._steps.items():
             if not sure:
                 undo.append((layer, layer.state_dict()))
             try:
@@ -254,7 +243,7 @@ class Sequential:
 
     def _shapes_of(self, name: str) -> dict[str, tuple[int, ...]]:
         if name not in self._shapes:
-            state = self._layers[name].state_dict()
+            state = self._steps[name].state_dict()
             self._shapes[name] = {own: array.shape for own, array in state.items()}
         return self._shapes[name]
 
@@ -269,18 +258,22 @@ class Sequential:
         Returns
         -------
         Sequential
+            With new layers, under the same names.
         """
-        return Sequential(**{name: layer.to(dtype) for name, layer in self._layers.items()})
+        new = {
+            name: layer.to(dtype) if hasattr(layer, "to") else layer for name, layer in self._layers.items()
+        }
+        return Sequential(**new)
 
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters have."""
-        return sum(layer.num_parameters for layer in self._layers.values())
+        return sum(layer.num_parameters for layer in self._steps.values())
 
     @property
     def dtype(self) -> str:
         """NumPy's name of the dtype that the last layer answers in."""
-        return str(next(reversed(self._layers.values())).dtype)
+        return next((str(layer.dtype) for layer in reversed(self) if hasattr(layer, "dtype")), "float64")
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -308,8 +301,12 @@ class Sequential:
         return list(self._layers.values())[operator.index(which)]
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {layer!r}" for name, layer in self._layers.items()]
+        lines = [f"({name}): {_text(layer)}" for name, layer in self._layers.items()]
         return "Sequential(\n" + "".join(f"  {line}\n" for part in lines for line in part.split("\n")) + ")"
+
+
+def _text(layer: Layer) -> str:
+    return repr(layer) if hasattr(layer, "state_dict") else str(layer.__name__)
 
 
 class SequentialPullback:
@@ -328,47 +325,3 @@ class SequentialPullback:
 
     def __repr__(self) -> str:
         return "<pullback of Sequential>"
-
-
-def _keywords_of(layer: Layer) -> frozenset[str]:
-    """Return the keywords that a layer's call takes."""
-    if isinstance(layer, Sequential):
-        return frozenset({"training", "rng"}).union(*map(_keywords_of, layer))
-    return _keywords_of_class(type(layer))
-
-
-@functools.cache
-def _keywords_of_class(cls: Layer) -> frozenset[str]:
-    parameters = inspect.signature(cls.__call__).parameters.values()
-    return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY)
-
-
-def _refusal(keyword: str) -> str:
-    text = f"Sequential() got an unexpected keyword argument {keyword!r}: no layer takes it"
-    if keyword.endswith("key_padding_mask"):
-        text += f"; pass key_mask=~{keyword}, True where a key may be attended"
-    return text
-
-
-def _key(rng: _Rng) -> int:
-    """Return the 64-bit key of a call, as the compiled layers read `rng`."""
-    if rng is None:
-        return int.from_bytes(os.urandom(8), "little")
-    if isinstance(rng, np.random.Generator):
-        return int(rng.integers(0, 2**64 - 1, dtype=np.uint64, endpoint=True))
-    if isinstance(rng, bool) or not hasattr(rng, "__index__"):
-        msg = f"rng: expected None, an int or a numpy.random.Generator, got {type(rng).__name__}"
-        raise ArgumentTypeError(msg)
-    key = operator.index(rng)
-    if not 0 <= key < 2**64:
-        msg = f"rng: expected a seed from 0 to 2**64 - 1, got {key}"
-        raise ArgumentValueError(msg)
-    return key
-
-
-def _fits(part: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Tell whether a state is float32 and float64 arrays of just these names and shapes."""
-    return len(part) == len(shapes) and all(
-        isinstance(array, np.ndarray) and array.dtype.char in "fd" and array.shape == shapes.get(name)
-        for name, array in part.items()
-    )
