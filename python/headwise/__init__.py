@@ -39,6 +39,7 @@ from headwise._core import (
 from headwise._encode_info import EncodeInfo, TruncationWarning
 from headwise._errors import (
     DTypeError,
+    GradientError,
     HeadwiseError,
     InternalError,
     ModelFormatError,
@@ -50,7 +51,8 @@ from headwise._layers import EncoderOutput
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import testing
+    from headwise import testing, vjp
+    from headwise._gradcheck import gradcheck
 
 if TYPE_CHECKING:
     from headwise._text_encoder import TextEncoder
@@ -64,6 +66,7 @@ __all__ = [
     "Encoder",
     "EncoderLayer",
     "EncoderOutput",
+    "GradientError",
     "HeadwiseError",
     "InternalError",
     "ModelFormatError",
@@ -80,6 +83,7 @@ __all__ = [
     "attention_varlen",
     "gelu",
     "get_num_threads",
+    "gradcheck",
     "isa",
     "layer_norm",
     "linear",
@@ -95,15 +99,21 @@ __all__ = [
     "sinusoidal_positions",
     "softmax",
     "testing",
+    "vjp",
 ]
 
 
 def __getattr__(name: str) -> object:
     """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
-    if name == "testing":
+    if name in ("testing", "vjp"):
         import importlib
 
-        return importlib.import_module("headwise.testing")
+        return importlib.import_module(f"headwise.{name}")
+    if name == "gradcheck":
+        from headwise._gradcheck import gradcheck
+
+        globals()[name] = gradcheck
+        return gradcheck
     if name == "TextEncoder":
         from headwise._text_encoder import TextEncoder
 

@@ -29,6 +29,10 @@ class UnsupportedModelError(HeadwiseError):
     """A sound checkpoint of a family that headwise does not run."""
 
 
+class GradientError(HeadwiseError, AssertionError):
+    """A gradient that `gradcheck` finds to be wrong."""
+
+
 class InternalError(HeadwiseError, RuntimeError):
     """A fault of headwise itself; please report it with the call that caused it."""
 
@@ -49,6 +53,7 @@ for _public in (
     ModelFormatError,
     TokenizerError,
     UnsupportedModelError,
+    GradientError,
     InternalError,
 ):
     _public.__module__ = "headwise"

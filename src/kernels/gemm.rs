@@ -174,6 +174,8 @@ pub struct Product<'a, T> {
     pub then: &'a [T],
     /// The weights that are read after the last of these, as far as they are known.
     pub next: &'a [T],
+    /// Whether the blocks are added to what the output holds: those of a product whose earlier steps were taken before.
+    pub onto: bool,
     /// What follows the sum.
     pub epilogue: Epilogue<'a, T>,
 }
@@ -287,7 +289,7 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         unsafe {
             // Out of the registers by constant indices only: any other use of the sums makes the compiler keep them in
             // memory while k runs.
-            if start == 0 {
+            if start == 0 && !p.onto {
                 for (i, sums) in acc.iter().enumerate() {
                     let out = p.out.slice(at + i * p.ldo, NV * S::LANES);
                     for (j, &sum) in sums.iter().enumerate() {
@@ -314,7 +316,7 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         for i in 0..MR {
             // SAFETY: as above.
             let out = unsafe { p.out.slice(at + i * p.ldo, columns) };
-            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0, out);
+            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0 || p.onto, out);
         }
     }
     let Epilogue { bias, activation, residual } = p.epilogue;

@@ -5,12 +5,16 @@
 //! is part of the law of bits.
 
 pub mod activation;
+pub mod activation_backward;
 pub mod attend;
+pub mod columns;
 pub mod gemm;
 #[cfg(test)]
 pub mod naive;
 pub mod norm;
+pub mod norm_backward;
 pub mod pack;
+pub mod pack_columns;
 pub mod peak;
 pub mod rope;
 pub(crate) mod rows;

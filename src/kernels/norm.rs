@@ -37,11 +37,7 @@ impl<T: Float> Kernel<T> for LayerNorm<'_, T> {
         at!(Norm);
         check(self.x, self.out, self.width, [self.weight, self.bias]);
         for (x, out) in self.x.chunks_exact(self.width).zip(self.out.chunks_exact_mut(self.width)) {
-            let n = T::from_f64(x.len() as f64);
-            let first = row_sum(s, x, T::ZERO) / n;
-            let mean = first + row_sum(s, x, first) / n;
-            let var = row_squares(s, x, mean) / n;
-            let deviation = (var + self.eps).sqrt();
+            let (mean, deviation) = layer_moments(s, x, self.eps);
             scale_row(s, x, out, mean, deviation, self.weight, self.bias);
         }
     }
@@ -68,11 +64,27 @@ impl<T: Float> Kernel<T> for RmsNorm<'_, T> {
         at!(Norm);
         check(self.x, self.out, self.width, [self.weight, None]);
         for (x, out) in self.x.chunks_exact(self.width).zip(self.out.chunks_exact_mut(self.width)) {
-            let n = T::from_f64(x.len() as f64);
-            let root = (row_squares(s, x, T::ZERO) / n + self.eps).sqrt();
+            let root = rms_root(s, x, self.eps);
             scale_row(s, x, out, T::ZERO, root, self.weight, None);
         }
     }
+}
+
+/// Mean and standard deviation of a row, as layer norm has them.
+#[inline(always)]
+pub(super) fn layer_moments<T: Float, S: Simd<T>>(s: S, x: &[T], eps: T) -> (T, T) {
+    let n = T::from_f64(x.len() as f64);
+    let first = row_sum(s, x, T::ZERO) / n;
+    let mean = first + row_sum(s, x, first) / n;
+    let var = row_squares(s, x, mean) / n;
+    (mean, (var + eps).sqrt())
+}
+
+/// Root mean square of a row, as RMS norm has it.
+#[inline(always)]
+pub(super) fn rms_root<T: Float, S: Simd<T>>(s: S, x: &[T], eps: T) -> T {
+    let n = T::from_f64(x.len() as f64);
+    (row_squares(s, x, T::ZERO) / n + eps).sqrt()
 }
 
 #[inline(always)]

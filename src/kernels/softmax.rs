@@ -59,6 +59,35 @@ fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
     });
 }
 
+/// Gradient of a softmax: `dx_i = p_i (d_i - sum_j d_j p_j)`, p its result; the sum over the 16 virtual lanes.
+pub struct SoftmaxBackward<'a, T> {
+    /// Rows of the result, one after the other.
+    pub p: &'a [T],
+    /// The gradients of the result, and then of the input.
+    pub d: &'a mut [T],
+    /// Numbers in a row; more than 0.
+    pub width: usize,
+}
+
+impl<T: Float> Kernel<T> for SoftmaxBackward<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd<T>>(self, s: S) {
+        assert_eq!(self.p.len(), self.d.len(), "softmax: result and gradient");
+        for (p, d) in self.p.chunks_exact(self.width).zip(self.d.chunks_exact_mut(self.width)) {
+            let mut sums = zero_lanes(s);
+            for_each_vector!(S, p.len(), |lane, from, n| {
+                sums[lane] = s.fma(load_up_to(s, d, from, n), load_up_to(s, p, from, n), sums[lane]);
+            });
+            let along = s.splat(s.fold_add(&sums[..VIRTUAL_LANES / S::LANES]));
+            for_each_vector!(S, p.len(), |_lane, from, n| {
+                let dx = s.mul(load_up_to(s, p, from, n), s.sub(load_up_to(s, d, from, n), along));
+                store_up_to(s, dx, d, from, n);
+            });
+        }
+    }
+}
+
 /// The greatest number; NaNs are passed over.
 #[inline(always)]
 fn row_max<T: Float, S: Simd<T>>(s: S, x: &[T]) -> T {
@@ -135,7 +164,32 @@ mod tests {
         }
     }
 
+    fn gradients_agree<T: Float>(isa: Isa, bound: f64) {
+        for width in lengths().into_iter().filter(|&n| n > 1) {
+            let p: Vec<T> = (0..3).flat_map(|seed| softmax(isa, &normals::<T>(width, seed, 2.0))).collect();
+            let d = normals::<T>(p.len(), 9, 1.0);
+            let back = |isa| {
+                let mut out = d.clone();
+                T::dispatch(isa, SoftmaxBackward { p: &p, d: &mut out, width });
+                out
+            };
+            let wide = |x: &[T]| -> Vec<f64> { x.iter().map(|x| x.to_f64()).collect() };
+            let out = back(isa);
+            for ((p, d), out) in wide(&p).chunks(width).zip(wide(&d).chunks(width)).zip(out.chunks(width)) {
+                let exact = naive::softmax_backward(p, d);
+                // Relative to what is subtracted, which may nearly cancel.
+                let along: f64 = p.iter().zip(d).map(|(p, d)| (p * d).abs()).sum();
+                for (i, (out, exact)) in out.iter().zip(exact).enumerate() {
+                    let error = (out.to_f64() - exact).abs();
+                    assert!(error <= bound * p[i] * (d[i].abs() + along), "{width} numbers: {out}, {exact}");
+                }
+            }
+            assert_same_bits(&back(isa), &back(Isa::Scalar));
+        }
+    }
+
     for_each_isa! {
+        softmax_gradients_agree_with_the_formula: gradients_agree, 4e-7, 1e-15;
         softmax_agrees_with_the_formula: agrees, 1.5e-7, 4e-16;
         softmax_meets_the_ends: meets_the_ends, 0.0, 0.0;
         rows_are_alone: rows_do_not_know_each_other, 0.0, 0.0;

@@ -1,4 +1,4 @@
-//! relu, gelu and silu of arrays.
+//! relu, gelu and silu of arrays and of dense rows, and their gradients.
 
 use ndarray::{ArrayD, ArrayViewD};
 
@@ -6,39 +6,71 @@ use super::buffer::zeros;
 use super::rows::{dense, over_rows, shaped};
 use crate::error::{Error, Result};
 use crate::kernels::activation::{Activate, Activation};
+use crate::kernels::activation_backward::ActivateBackward;
 use crate::simd::{Float, active};
+
+/// `out[i] = activation(x[i])`, with the bits that the same activation behind a product gives.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn activate<T: Float>(activation: Activation, x: &[T], out: &mut [T]) -> Result<()> {
+    let isa = active()?;
+    over_rows(&mut out[..x.len()], 1, 1, |first, out| {
+        let x = &x[first..first + out.len()];
+        T::dispatch(isa, Activate { x, out, activation });
+    })
+}
+
+/// `d[i] *= activation'(x[i])`: from the gradient of the result to that of x, the input of the activation.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn activate_backward<T: Float>(activation: Activation, x: &[T], d: &mut [T]) -> Result<()> {
+    if activation == Activation::Identity {
+        return Ok(());
+    }
+    let isa = active()?;
+    over_rows(&mut d[..x.len()], 1, 1, |first, d| {
+        let x = &x[first..first + d.len()];
+        T::dispatch(isa, ActivateBackward { x, d, activation });
+    })
+}
 
 /// `activation(x)` for each number, in C order.
 ///
 /// # Errors
 /// `Memory`, `Interrupted`, `Internal`.
-pub fn activate<T: Float>(x: &ArrayViewD<'_, T>, activation: Activation) -> Result<ArrayD<T>> {
+pub fn activate_array<T: Float>(x: &ArrayViewD<'_, T>, activation: Activation) -> Result<ArrayD<T>> {
     let numbers = dense(x)?;
     let mut out = zeros(numbers.len())?;
-    let isa = active()?;
-    over_rows(&mut out, 1, 1, |first, out| {
-        let x = &numbers[first..first + out.len()];
-        T::dispatch(isa, Activate { x, out, activation });
-    })?;
+    activate(activation, &numbers, &mut out)?;
     shaped(x.shape(), out)
 }
 
 /// max(x, 0); NaN stays NaN.
 ///
 /// # Errors
-/// As [`activate`].
+/// As [`activate_array`].
 pub fn relu<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
-    activate(x, Activation::Relu)
+    activate_array(x, Activation::Relu)
 }
 
 /// x Phi(x), or its approximation by tanh.
 ///
 /// # Errors
-/// `Value` where `approximate` is neither "none" nor "tanh"; as [`activate`].
+/// `Value` where `approximate` is neither "none" nor "tanh"; as [`relu`].
 pub fn gelu<T: Float>(x: &ArrayViewD<'_, T>, approximate: &str) -> Result<ArrayD<T>> {
+    activate_array(x, gelu_named(approximate)?)
+}
+
+/// The activation that `approximate` means.
+///
+/// # Errors
+/// `Value` where it is neither "none" nor "tanh".
+pub fn gelu_named(approximate: &str) -> Result<Activation> {
     match approximate {
-        "none" => activate(x, Activation::Gelu),
-        "tanh" => activate(x, Activation::GeluTanh),
+        "none" => Ok(Activation::Gelu),
+        "tanh" => Ok(Activation::GeluTanh),
         _ => Err(Error::Value(format!("approximate: expected \"none\" or \"tanh\", got {approximate:?}"))),
     }
 }
@@ -46,9 +78,9 @@ pub fn gelu<T: Float>(x: &ArrayViewD<'_, T>, approximate: &str) -> Result<ArrayD
 /// x sigmoid(x).
 ///
 /// # Errors
-/// As [`activate`].
+/// As [`activate_array`].
 pub fn silu<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {
-    activate(x, Activation::Silu)
+    activate_array(x, Activation::Silu)
 }
 
 #[cfg(test)]

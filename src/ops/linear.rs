@@ -16,13 +16,13 @@ use crate::threads::{checkpoint, parallel, team_size};
 
 /// Rows that a task takes: a whole number of tiles on every instruction set (8, 6 and 4 rows), few enough that they
 /// stay in the second-level cache while all panels pass by.
-const TASK_ROWS: usize = 72;
+pub(super) const TASK_ROWS: usize = 72;
 
 /// Multiply-adds below which a second thread costs more than it brings: about ten microseconds of work.
-const WORTH_A_THREAD: usize = 400_000;
+pub(super) const WORTH_A_THREAD: usize = 400_000;
 
 /// Multiply-adds of the longest task: a few milliseconds, after which a call looks for Ctrl-C.
-const TASK_WORK: usize = 1 << 28;
+pub(super) const TASK_WORK: usize = 1 << 28;
 
 /// Numbers of weights that are read at a time, before they are packed: they are still in the second-level cache then.
 const READ_NUMBERS: usize = 1 << 16;
@@ -33,7 +33,7 @@ pub struct PackedLinear<T> {
     bias: Option<Vec<T>>,
     n: usize,
     k: usize,
-    isa: Isa,
+    pub(super) isa: Isa,
 }
 
 /// What follows the product: the activation, then the residual (m, N), dense.
@@ -54,14 +54,14 @@ impl<T> Default for After<'_, T> {
 }
 
 /// The register tile of an instruction set.
-struct RegisterTile {
-    rows: usize,
-    lanes: usize,
+pub(super) struct RegisterTile {
+    pub rows: usize,
+    pub lanes: usize,
     /// Vectors in a row.
-    nv: usize,
+    pub nv: usize,
 }
 
-struct TileOf;
+pub(super) struct TileOf;
 impl<T: Float> Kernel<T> for TileOf {
     type Output = RegisterTile;
     #[inline(always)]
@@ -164,6 +164,7 @@ impl<T: Float> PackedLinear<T> {
                     out: shared,
                     then: &[],
                     next,
+                    onto: false,
                     epilogue: Epilogue {
                         bias: self.bias.as_deref(),
                         activation: after.activation,
@@ -236,8 +237,7 @@ impl<T: Float> PackedLinear<T> {
     }
 }
 
-/// The same product with weights (N, K), dense, that are used this once: every task packs one panel where it stays in
-/// the cache and takes all rows through it, so that no packed copy of the weights is ever in memory.
+/// The same product with weights (N, K), dense, that are used this once.
 ///
 /// # Errors
 /// `Memory`, `Interrupted`, `Internal`.
@@ -250,6 +250,33 @@ pub fn product_once<T: Float>(
     out: &mut [T],
 ) -> Result<()> {
     let isa = active()?;
+    let RegisterTile { nv, .. } = T::dispatch(isa, TileOf);
+    let pack = |columns: Range<usize>, out: &mut [T]| {
+        let (first, n) = (columns.start, columns.len());
+        T::dispatch(isa, PackRows { w: &w[first * k..], ldw: k, n, k, out, nv });
+    };
+    let read = |columns: Range<usize>| &w[columns.start * k..columns.end * k];
+    by_panels(isa, x, m, (n, k), pack, read, Epilogue { bias, activation, residual: None }, out)
+}
+
+/// A product whose panels are packed as they are used: every task packs one where it stays in the cache and takes all
+/// rows through it, so that no packed copy of the weights is ever in memory.
+///
+/// `pack` makes the panel of some columns; `read` tells what it reads for them, which is asked for ahead of time.
+///
+/// # Errors
+/// `Memory`, `Interrupted`, `Internal`.
+#[allow(clippy::too_many_arguments, reason = "two callers, in the order of the product")]
+pub(super) fn by_panels<'a, T: Float>(
+    isa: Isa,
+    x: &[T],
+    m: usize,
+    (n, k): (usize, usize),
+    pack: impl Fn(Range<usize>, &mut [T]) + Sync,
+    read: impl Fn(Range<usize>) -> &'a [T] + Sync,
+    epilogue: Epilogue<'_, T>,
+    out: &mut [T],
+) -> Result<()> {
     let RegisterTile { lanes, nv, .. } = T::dispatch(isa, TileOf);
     let whole = lanes * nv;
     let panels = n.div_ceil(whole);
@@ -258,10 +285,10 @@ pub fn product_once<T: Float>(
     let task = |panel: usize| {
         let first = panel * whole;
         let columns = whole.min(n - first);
-        // The rows that this thread is likely to pack next.
-        let then = &w[((panel + team) * whole).min(n) * k..((panel + team + 1) * whole).min(n) * k];
+        // The columns that this thread is likely to pack next.
+        let then = read(((panel + team) * whole).min(n)..((panel + team + 1) * whole).min(n));
         with_scratch(packed_len(columns, k, lanes), |packed: &mut [T]| {
-            T::dispatch(isa, PackRows { w: &w[first * k..], ldw: k, n: columns, k, out: &mut *packed, nv });
+            pack(first..first + columns, &mut *packed);
             for rows in (0..m).step_by(TASK_ROWS) {
                 checkpoint()?;
                 T::dispatch(
@@ -278,7 +305,8 @@ pub fn product_once<T: Float>(
                         out: shared,
                         then: &then[then.len() * rows / m..then.len() * (rows + TASK_ROWS).min(m) / m],
                         next: &[],
-                        epilogue: Epilogue { bias: bias.map(|b| &b[first..]), activation, residual: None },
+                        onto: false,
+                        epilogue: Epilogue { bias: epilogue.bias.map(|b| &b[first..]), ..epilogue },
                     },
                 );
             }

@@ -1,5 +1,11 @@
 //! Layer norm and RMS norm along the last axis of an array.
 
+mod backward;
+
+pub use backward::{
+    NormGradients, layer_norm_backward, layer_norm_rows_backward, rms_norm_backward, rms_norm_rows_backward,
+};
+
 use ndarray::{ArrayD, ArrayViewD};
 
 use super::buffer::zeros;

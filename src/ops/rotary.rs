@@ -82,6 +82,13 @@ impl<T: Float> Angles<T> {
         };
         Ok(Self { cos: table(libm::cos)?, sin: table(libm::sin)?, pairs })
     }
+
+    /// The same angles the other way.
+    fn reverse(&mut self) {
+        for sin in &mut self.sin {
+            *sin = -*sin;
+        }
+    }
 }
 
 /// Turns the rows of x (..., L, E). Positions are 0, 1, 2... where not given, else (L,), or (B, L) where x is
@@ -93,6 +100,27 @@ pub fn rotary_embedding<T: Float>(
     x: &ArrayViewD<'_, T>,
     positions: Option<&ArrayViewD<'_, f64>>,
     rotary: &Rotary,
+) -> Result<ArrayD<T>> {
+    turn(x, positions, rotary, false)
+}
+
+/// Turns rows back: the gradient of x, with the arguments of [`rotary_embedding`], from that of its result.
+///
+/// # Errors
+/// As [`rotary_embedding`].
+pub fn rotary_embedding_backward<T: Float>(
+    d: &ArrayViewD<'_, T>,
+    positions: Option<&ArrayViewD<'_, f64>>,
+    rotary: &Rotary,
+) -> Result<ArrayD<T>> {
+    turn(d, positions, rotary, true)
+}
+
+fn turn<T: Float>(
+    x: &ArrayViewD<'_, T>,
+    positions: Option<&ArrayViewD<'_, f64>>,
+    rotary: &Rotary,
+    back: bool,
 ) -> Result<ArrayD<T>> {
     let &[.., l, e] = x.shape() else {
         return Err(Error::Shape(format!("x: expected (..., L, E), got {:?}", x.shape())));
@@ -111,7 +139,10 @@ pub fn rotary_embedding<T: Float>(
         }
         count
     };
-    let angles = Angles::<T>::new(&positions, e, rotary)?;
+    let mut angles = Angles::<T>::new(&positions, e, rotary)?;
+    if back {
+        angles.reverse();
+    }
     let pairs = angles.pairs;
 
     let numbers = dense(x)?;
@@ -155,9 +186,37 @@ pub fn rotate_rows<T: Float>(
     lengths: &[usize],
     theta: f64,
 ) -> Result<()> {
+    turn_rows(x, (heads, e), lengths, theta, false)
+}
+
+/// Turns rows back, by the same angles the other way: the gradient of [`rotate_rows`], since turning keeps lengths.
+///
+/// # Errors
+/// As [`rotate_rows`].
+pub fn rotate_rows_back<T: Float>(
+    x: &mut [T],
+    heads: usize,
+    e: usize,
+    lengths: &[usize],
+    theta: f64,
+) -> Result<()> {
+    turn_rows(x, (heads, e), lengths, theta, true)
+}
+
+fn turn_rows<T: Float>(
+    x: &mut [T],
+    (heads, e): (usize, usize),
+    lengths: &[usize],
+    theta: f64,
+    back: bool,
+) -> Result<()> {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let positions: Vec<f64> = (0..longest).map(|p| p as f64).collect();
-    let Angles { cos, sin, pairs } = Angles::<T>::new(&positions, e, &Rotary { theta, ..Rotary::default() })?;
+    let mut angles = Angles::<T>::new(&positions, e, &Rotary { theta, ..Rotary::default() })?;
+    if back {
+        angles.reverse();
+    }
+    let Angles { cos, sin, pairs } = angles;
     let places: Vec<usize> = lengths.iter().flat_map(|&n| 0..n).collect();
     let isa = active()?;
     let width = heads * e;
@@ -215,6 +274,24 @@ mod tests {
                 assert_same_bits(&of(&rows), alone.as_slice().unwrap());
             }
             start += n;
+        }
+    }
+
+    #[test]
+    fn turned_back_they_are_where_they_were() {
+        let (lengths, heads, e) = ([3, 0, 500], 2, 6);
+        let x = normals::<f64>(503 * heads * e, 4, 1.0);
+        let mut rows = x.clone();
+        rotate_rows(&mut rows, heads, e, &lengths, 10000.0).unwrap();
+        rotate_rows_back(&mut rows, heads, e, &lengths, 10000.0).unwrap();
+        assert!(rms_relative(&rows, &x) < 2e-16);
+        let x = shaped(&[503, 12], x).unwrap();
+        for rotary in
+            [Rotary::default(), Rotary { interleaved: true, rotary_dim: Some(8), ..Rotary::default() }]
+        {
+            let out = rotary_embedding(&x.view(), None, &rotary).unwrap();
+            let back = rotary_embedding_backward(&out.view(), None, &rotary).unwrap();
+            assert!(rms_relative(back.as_slice().unwrap(), x.as_slice().unwrap()) < 2e-16);
         }
     }
 

@@ -5,7 +5,7 @@ use ndarray::{ArrayD, ArrayViewD, Axis};
 use super::buffer::zeros;
 use super::rows::{dense, over_rows, shaped};
 use crate::error::{Error, Result};
-use crate::kernels::softmax::Softmax;
+use crate::kernels::softmax::{Softmax, SoftmaxBackward};
 use crate::simd::{Float, active};
 
 /// `e^x / sum of e^x` along `axis`, which counts from the end where negative. The result is in C order.
@@ -13,6 +13,32 @@ use crate::simd::{Float, active};
 /// # Errors
 /// `Value` where x has no such axis; `Memory`, `Interrupted`, `Internal`.
 pub fn softmax<T: Float>(x: &ArrayViewD<'_, T>, axis: isize) -> Result<ArrayD<T>> {
+    let axis = check_axis(x, axis)?;
+    back_in_place(last_axis(&axis_last(x, axis))?, axis)
+}
+
+/// Gradient of [`softmax`]: from `d`, that of the result, to that of x. The result is computed again.
+///
+/// # Errors
+/// As [`softmax`]; `Shape` where d has another shape than x.
+pub fn softmax_backward<T: Float>(
+    x: &ArrayViewD<'_, T>,
+    d: &ArrayViewD<'_, T>,
+    axis: isize,
+) -> Result<ArrayD<T>> {
+    let axis = check_axis(x, axis)?;
+    if d.shape() != x.shape() {
+        return Err(Error::Shape(format!("d_out: expected {:?}, got {:?}", x.shape(), d.shape())));
+    }
+    let p = last_axis(&axis_last(x, axis))?;
+    let d = axis_last(d, axis);
+    let mut dx = dense(&d)?.into_owned();
+    softmax_rows_backward(p.as_slice().unwrap_or(&[]), x.len_of(Axis(axis)), &mut dx)?;
+    back_in_place(shaped(p.shape(), dx)?, axis)
+}
+
+/// The axis counted from the front.
+fn check_axis<T>(x: &ArrayViewD<'_, T>, axis: isize) -> Result<usize> {
     let ndim = x.ndim() as isize;
     if axis < -ndim || axis >= ndim {
         return Err(Error::Value(format!(
@@ -20,21 +46,41 @@ pub fn softmax<T: Float>(x: &ArrayViewD<'_, T>, axis: isize) -> Result<ArrayD<T>
             ndim - 1
         )));
     }
-    let axis = (if axis < 0 { axis + ndim } else { axis }) as usize;
-    // The axis goes last, its numbers become rows; then it goes back to its place.
+    Ok((if axis < 0 { axis + ndim } else { axis }) as usize)
+}
+
+/// The array with `axis` last, so that its numbers are rows.
+fn axis_last<'a, T>(x: &ArrayViewD<'a, T>, axis: usize) -> ArrayViewD<'a, T> {
     let mut rows = x.clone();
     for i in axis..rows.ndim() - 1 {
         rows.swap_axes(i, i + 1);
     }
-    let out = last_axis(&rows)?;
-    if axis + 1 == x.ndim() {
+    rows
+}
+
+/// The array with its last axis at the place of `axis`, in C order.
+fn back_in_place<T: Float>(out: ArrayD<T>, axis: usize) -> Result<ArrayD<T>> {
+    if axis + 1 == out.ndim() {
         return Ok(out);
     }
-    let mut out = out.view();
-    for i in (axis..x.ndim() - 1).rev() {
-        out.swap_axes(i, i + 1);
+    let mut view = out.view();
+    for i in (axis..view.ndim() - 1).rev() {
+        view.swap_axes(i, i + 1);
     }
-    shaped(x.shape(), dense(&out)?.into_owned())
+    shaped(view.shape(), dense(&view)?.into_owned())
+}
+
+/// Gradient of a softmax over the last axis: rows of `width` numbers of its result p and of the gradient of that in `d`,
+/// which becomes `p (d - sum of d p)`.
+///
+/// # Errors
+/// `Interrupted`, `Internal`.
+pub fn softmax_rows_backward<T: Float>(p: &[T], width: usize, d: &mut [T]) -> Result<()> {
+    let isa = active()?;
+    over_rows(&mut d[..p.len()], width, 1 + width / 4, |first, d| {
+        let p = &p[first * width..first * width + d.len()];
+        T::dispatch(isa, SoftmaxBackward { p, d, width });
+    })
 }
 
 fn last_axis<T: Float>(x: &ArrayViewD<'_, T>) -> Result<ArrayD<T>> {

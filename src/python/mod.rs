@@ -60,6 +60,16 @@ mod _core {
     #[pymodule_export]
     use super::functions::rows::{layer_norm, rms_norm, softmax};
     #[pymodule_export]
+    use super::functions::vjp::linear::vjp_linear;
+    #[pymodule_export]
+    use super::functions::vjp::norms::{vjp_layer_norm, vjp_rms_norm};
+    #[pymodule_export]
+    use super::functions::vjp::points::{vjp_gelu, vjp_relu, vjp_silu};
+    #[pymodule_export]
+    use super::functions::vjp::rotary::vjp_rotary_embedding;
+    #[pymodule_export]
+    use super::functions::vjp::softmax::vjp_softmax;
+    #[pymodule_export]
     use super::layers::encoder::PyEncoder;
     #[pymodule_export]
     use super::layers::encoder_layer::PyEncoderLayer;

@@ -49,6 +49,7 @@ impl<T: Float> Kernel<T> for Whole<'_, T> {
             out: out_rows,
             then: if m > 8 { self.x } else { &[] },
             next: self.x,
+            onto: false,
             epilogue: self.epilogue,
         }
         .run(s);

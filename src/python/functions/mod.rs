@@ -6,6 +6,7 @@ pub mod attention;
 pub mod linear;
 pub mod positions;
 pub mod rows;
+pub mod vjp;
 
 use pyo3::prelude::*;
 
