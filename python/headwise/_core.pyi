@@ -179,6 +179,19 @@ def relative_position_buckets(
     num_buckets: SupportsIndex = 32,
     max_distance: SupportsIndex = 128,
 ) -> NDArray[np.int64]: ...
+def vjp_attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> tuple[NDArray[Any], Pullback]: ...
 def vjp_gelu(
     x: ArrayLike, approximate: Literal["none", "tanh"] = "none"
 ) -> tuple[NDArray[Any], Pullback]: ...
@@ -203,6 +216,24 @@ def vjp_rotary_embedding(
     theta: float = 10000.0,
     interleaved: bool = False,
     rotary_dim: SupportsIndex | None = None,
+) -> tuple[NDArray[Any], Pullback]: ...
+def vjp_scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: _Integers | Literal["bottom_right"] = 0,
+    window: _Window | None = None,
+    softcap: float | None = None,
+    rng: _Rng = None,
+    mask_grad: bool = False,
 ) -> tuple[NDArray[Any], Pullback]: ...
 def vjp_silu(x: ArrayLike) -> tuple[NDArray[Any], Pullback]: ...
 def vjp_softmax(x: ArrayLike, axis: int = -1) -> tuple[NDArray[Any], Pullback]: ...

@@ -12,21 +12,110 @@ or bfloat16 is rounded once. Their bits depend neither on threads nor on the ins
 
 from typing import Any, Literal, SupportsIndex
 
+import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwise import _core
 from headwise._core import Pullback
 
 __all__ = [
+    "attention_varlen",
     "gelu",
     "layer_norm",
     "linear",
     "relu",
     "rms_norm",
     "rotary_embedding",
+    "scaled_dot_product_attention",
     "silu",
     "softmax",
 ]
+
+
+def attention_varlen(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    cu_seqlens_q: ArrayLike,
+    cu_seqlens_k: ArrayLike | None = None,
+    *,
+    is_causal: bool = False,
+    causal_offset: SupportsIndex | ArrayLike | Literal["bottom_right"] = 0,
+    window: tuple[SupportsIndex | None, SupportsIndex | None] | list[SupportsIndex | None] | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+) -> tuple[NDArray[Any], Pullback]:
+    """Return `headwise.attention_varlen` and its pullback.
+
+    Parameters
+    ----------
+    query : array_like
+        (Tq, H, E).
+    key : array_like
+        (Tk, Hk, E), H a multiple of Hk.
+    value : array_like
+        (Tk, Hk, Ev).
+    cu_seqlens_q : array_like of int
+        (N + 1,): 0, the ends of the sequences, the last of them Tq.
+    cu_seqlens_k : array_like of int, optional
+        The same for keys; `cu_seqlens_q` if absent.
+    is_causal : bool, default False
+        Whether key j of a sequence is allowed only for j <= i + `causal_offset`.
+    causal_offset : int, array_like of int or "bottom_right", default 0
+        The place of query 0 of each sequence, one or (N,). "bottom_right" puts the last query at the last
+        key.
+    window : tuple of (int or None, int or None), optional
+        Keys allowed to the left and to the right of a query's place, causal or not; None is open.
+    softcap : float, optional
+        Cap c > 0: scores become c * tanh(score / c).
+    scale : float, optional
+        Factor of the products; 1 / sqrt(E) if absent.
+
+    Returns
+    -------
+    out : ndarray
+        (Tq, H, Ev).
+    pullback : Pullback
+        Returns ``(d_query, d_key, d_value)``, to the bit those of one call of
+        `scaled_dot_product_attention` for each sequence.
+
+    Raises
+    ------
+    ValueError
+        If shapes or lists do not fit (`ShapeError`) or a number is out of its range.
+    TypeError
+        If an argument is of the wrong kind or dtype (`DTypeError`).
+
+    See Also
+    --------
+    headwise.attention_varlen : The function alone.
+
+    References
+    ----------
+    .. [1] T. Dao et al., "FlashAttention", 2022. https://arxiv.org/abs/2205.14135
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> x = np.ones((5, 2, 4), dtype=np.float32)
+    >>> out, pullback = hw.vjp.attention_varlen(x, x, x, [0, 2, 5])
+    >>> d_query, d_key, d_value = pullback(np.ones_like(out))
+    >>> d_value.shape
+    (5, 2, 4)
+    """
+    return _core.vjp_attention_varlen(
+        query,
+        key,
+        value,
+        cu_seqlens_q,
+        cu_seqlens_k,
+        is_causal=is_causal,
+        causal_offset=causal_offset,
+        window=window,
+        softcap=softcap,
+        scale=scale,
+    )
 
 
 def gelu(x: ArrayLike, approximate: Literal["none", "tanh"] = "none") -> tuple[NDArray[Any], Pullback]:
@@ -316,6 +405,118 @@ def rotary_embedding(
     """
     return _core.vjp_rotary_embedding(
         x, positions, theta=theta, interleaved=interleaved, rotary_dim=rotary_dim
+    )
+
+
+def scaled_dot_product_attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    attn_mask: ArrayLike | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    causal_offset: SupportsIndex | ArrayLike | Literal["bottom_right"] = 0,
+    window: tuple[SupportsIndex | None, SupportsIndex | None] | list[SupportsIndex | None] | None = None,
+    softcap: float | None = None,
+    rng: SupportsIndex | np.random.Generator | None = None,
+    mask_grad: bool = False,
+) -> tuple[NDArray[Any], Pullback]:
+    """Return `headwise.scaled_dot_product_attention` and its pullback.
+
+    The weights are not kept: the pullback computes them again, tile by tile, from the logarithm of each row's
+    sum, so that memory grows with L and not with L x S [1]_. It holds a copy of the result, which may be
+    changed. What is in blocked keys, values and queries never shows in a gradient, not even NaN; gradients of queries
+    without an allowed key, and of keys that nobody may attend, are exactly 0.
+
+    Parameters
+    ----------
+    query : array_like
+        (B, H, L, E), with any number of batch axes B; (H, L, E), or (L, E) for one head.
+    key : array_like
+        (B, Hk, S, E), H a multiple of Hk; batch axes broadcast.
+    value : array_like
+        (B, Hk, S, Ev).
+    attn_mask : array_like, optional
+        Rank 1 to n, broadcast to (B, H, L, S). Boolean: True may be attended. Floating: added to the scaled
+        and capped scores; exactly ``-inf`` blocks.
+    dropout_p : float, default 0.0
+        Probability with which each weight is dropped; the pullback drops the same ones.
+    is_causal : bool, default False
+        Whether key j is allowed only for j <= i + `causal_offset`.
+    scale : float, optional
+        Factor of the products; 1 / sqrt(E) if absent.
+    enable_gqa : bool, optional
+        False refuses fewer key heads than query heads.
+    key_mask : array_like, optional
+        (B, S), boolean or 0 and 1: True may be attended.
+    key_lengths : array_like of int, optional
+        (B,): keys from this place on are blocked.
+    causal_offset : int, array_like of int or "bottom_right", default 0
+        The place of query 0 for causality and the window, one or (B,).
+    window : tuple of (int or None, int or None), optional
+        Keys allowed to the left and to the right of a query's place, causal or not; None is open.
+    softcap : float, optional
+        Cap c > 0: scores become c * tanh(score / c), before masks.
+    rng : None, int or numpy.random.Generator, optional
+        Where dropout's key comes from; a generator is advanced by one draw.
+    mask_grad : bool, default False
+        Whether the pullback returns the gradient of a floating `attn_mask`, too.
+
+    Returns
+    -------
+    out : ndarray
+        (B, H, L, Ev).
+    pullback : Pullback
+        Returns ``(d_query, d_key, d_value)`` and, with `mask_grad`, ``d_attn_mask``. Where an array was
+        repeated along an axis, its gradient is the sum over it, in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit (`ShapeError`) or a number is out of its range.
+    TypeError
+        If an argument is of the wrong kind or dtype (`DTypeError`), or `mask_grad` without a floating mask.
+
+    See Also
+    --------
+    headwise.scaled_dot_product_attention : The function alone.
+
+    References
+    ----------
+    .. [1] T. Dao et al., "FlashAttention", 2022. https://arxiv.org/abs/2205.14135
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> query, key = np.zeros((1, 2)), np.zeros((2, 2))
+    >>> out, pullback = hw.vjp.scaled_dot_product_attention(query, key, np.eye(2))
+    >>> d_query, d_key, d_value = pullback([[1.0, 0.0]])
+    >>> d_value
+    array([[0.5, 0. ],
+           [0.5, 0. ]])
+    """
+    return _core.vjp_scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale=scale,
+        enable_gqa=enable_gqa,
+        key_mask=key_mask,
+        key_lengths=key_lengths,
+        causal_offset=causal_offset,
+        window=window,
+        softcap=softcap,
+        rng=rng,
+        mask_grad=mask_grad,
     )
 
 

@@ -95,7 +95,7 @@ pub struct Element<'a, T> {
 
 impl<T> Dense<'_, T> {
     /// Strides with which the array is walked as one of shape `target`; 0 where it is repeated.
-    fn strides(&self, name: &str, letters: &str, target: &[usize]) -> Result<Vec<usize>> {
+    pub(super) fn strides(&self, name: &str, letters: &str, target: &[usize]) -> Result<Vec<usize>> {
         let fits = self.shape.len() <= target.len()
             && self.shape.iter().rev().zip(target.iter().rev()).all(|(&n, &t)| n == t || n == 1);
         if !fits {
@@ -119,7 +119,7 @@ impl<T> Dense<'_, T> {
 }
 
 /// The index into an array walked with `strides`, of element `flat` (in C order) of an array of shape `shape`.
-fn place(mut flat: usize, shape: &[usize], strides: &[usize]) -> usize {
+pub(super) fn place(mut flat: usize, shape: &[usize], strides: &[usize]) -> usize {
     let mut at = 0;
     for (&n, &stride) in shape.iter().zip(strides).rev() {
         at += flat % n.max(1) * stride;

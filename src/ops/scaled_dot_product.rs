@@ -8,6 +8,8 @@
 //! Here shapes are checked and axes broadcast; each element of the batch becomes a [`Sequence`], which points into
 //! the operands as they lie in memory, and [`Attention`] does the work.
 
+mod backward;
+
 use ndarray::{ArrayD, ArrayViewD, CowArray, IxDyn};
 
 use super::attention::{Attention, Operand, Sequence, Strides, Wanted};
@@ -16,6 +18,8 @@ use super::masks::{Masks, Pairs, broadcast};
 use crate::error::{Error, Result};
 use crate::kernels::attend::{Mask, ScoreKind};
 use crate::simd::Float;
+
+pub use backward::{AttentionGradients, Forward, scaled_dot_product_attention_backward};
 
 /// What a call wants beside query, key and value.
 #[derive(Clone, Debug)]
@@ -169,6 +173,41 @@ pub fn scaled_dot_product_attention<T: Float>(
     v: &ArrayViewD<'_, T>,
     options: &Options<'_, T>,
 ) -> Result<Attended<T>> {
+    with_attention(q, k, v, options, |shapes, attention| {
+        let &Shapes { l, s, ev, .. } = shapes;
+        let result = |last: &[usize]| array(shapes.of_result(last));
+        let mut out = result(&[l, ev])?;
+        let mut scores = options.scores.map(|_| result(&[l, s])).transpose()?;
+        let mut lse = if options.lse { Some(result(&[l])?) } else { None };
+        let empty = |x: &Option<ArrayD<T>>| x.as_ref().is_none_or(ArrayD::is_empty);
+        if out.is_empty() && empty(&scores) && empty(&lse) {
+            return Ok(Attended { out, scores, lse });
+        }
+        let wanted = Wanted {
+            lse: lse.as_mut().and_then(ArrayD::as_slice_mut).map(|x| (x, lse_strides(shapes))),
+            scores: options
+                .scores
+                .zip(scores.as_mut().and_then(ArrayD::as_slice_mut))
+                .map(|(kind, x)| (kind, x, None)),
+        };
+        attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
+        Ok(Attended { out, scores, lse })
+    })
+}
+
+/// Distances of the log-sum-exp (B..., H, L).
+fn lse_strides(shapes: &Shapes) -> Strides {
+    Strides { head: shapes.l, row: 1 }
+}
+
+/// Checks the arguments and hands `run` the call that they make.
+fn with_attention<T: Float, R>(
+    q: &ArrayViewD<'_, T>,
+    k: &ArrayViewD<'_, T>,
+    v: &ArrayViewD<'_, T>,
+    options: &Options<'_, T>,
+    run: impl FnOnce(&Shapes, &Attention<'_, T>) -> Result<R>,
+) -> Result<R> {
     let shapes = Shapes::of(q.shape(), k.shape(), v.shape())?;
     let Shapes { heads, kv_heads, l, s, e, ev, .. } = shapes;
     check_numbers(options.softcap, options.dropout_p)?;
@@ -179,16 +218,7 @@ pub fn scaled_dot_product_attention<T: Float>(
     }
     let (q, k, v) = (rows_dense(q)?, rows_dense(k)?, rows_dense(v)?);
     let [qs, ks, vs] = [&q, &k, &v].map(|x| Placed::of(x, &shapes));
-    let result = |last: &[usize]| array(shapes.of_result(last));
-    let mut out = result(&[l, ev])?;
-    let mut scores = options.scores.map(|_| result(&[l, s])).transpose()?;
-    let mut lse = if options.lse { Some(result(&[l])?) } else { None };
-
     let of_batch = options.masks.elements(&shapes.batch, heads, l, s)?;
-    let empty = |x: &Option<ArrayD<T>>| x.as_ref().is_none_or(ArrayD::is_empty);
-    if out.is_empty() && empty(&scores) && empty(&lse) {
-        return Ok(Attended { out, scores, lse });
-    }
     let pairs = heads * l * s;
     let sequences = of_batch.into_iter().enumerate().map(|(b, element)| Sequence {
         starts: [qs.start(b), ks.start(b), vs.start(b), b * heads * l * ev],
@@ -227,15 +257,7 @@ pub fn scaled_dot_product_attention<T: Float>(
         dropout: (options.dropout_p > 0.0).then_some((options.dropout_p, options.dropout_key)),
         sequences: sequences.collect(),
     };
-    let wanted = Wanted {
-        lse: lse.as_mut().and_then(ArrayD::as_slice_mut).map(|x| (x, Strides { head: l, row: 1 })),
-        scores: options
-            .scores
-            .zip(scores.as_mut().and_then(ArrayD::as_slice_mut))
-            .map(|(kind, x)| (kind, x, None)),
-    };
-    attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
-    Ok(Attended { out, scores, lse })
+    run(&shapes, &attention)
 }
 
 /// Soft cap and probability in their ranges.

@@ -3,7 +3,7 @@
 
 use ndarray::{ArrayD, ArrayViewD, IxDyn};
 
-use super::attention::{Attention, Operand, Sequence, Strides, Wanted};
+use super::attention::{Attention, Gradients, Operand, Saved, Sequence, Strides, Wanted};
 use super::masks::Offset;
 use super::scaled_dot_product::{all, array, check_numbers, rows_dense};
 use crate::error::{Error, Result};
@@ -39,6 +39,76 @@ pub fn attention_varlen<T: Float>(
     cu_k: Option<(&[i64], &[usize])>,
     options: &VarlenOptions<'_>,
 ) -> Result<(ArrayD<T>, Option<ArrayD<T>>)> {
+    with_attention(q, k, v, (cu_q, cu_k), options, |attention| {
+        let (tq, heads) = (q.shape()[0], attention.heads);
+        let mut out = array(vec![tq, heads, attention.ev])?;
+        let mut lse = if options.lse { Some(array(vec![tq, heads])?) } else { None };
+        if !out.is_empty() || lse.as_ref().is_some_and(|x| !x.is_empty()) {
+            let lse = lse.as_mut().and_then(ArrayD::as_slice_mut);
+            let wanted = Wanted { lse: lse.map(|x| (x, Strides { head: 1, row: heads })), scores: None };
+            attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
+        }
+        Ok((out, lse))
+    })
+}
+
+/// The gradients of query, key and value, given that of the output (Tq, H, Ev) and what [`attention_varlen`] made with the same
+/// arguments.
+///
+/// # Errors
+/// As [`attention_varlen`].
+#[allow(clippy::too_many_arguments, reason = "the arguments of the function, and what it left")]
+pub fn attention_varlen_backward<T: Float>(
+    q: &ArrayViewD<'_, T>,
+    k: &ArrayViewD<'_, T>,
+    v: &ArrayViewD<'_, T>,
+    cu_q: (&[i64], &[usize]),
+    cu_k: Option<(&[i64], &[usize])>,
+    options: &VarlenOptions<'_>,
+    (out, lse): (&[T], &[T]),
+    d_out: &[T],
+) -> Result<[ArrayD<T>; 3]> {
+    with_attention(q, k, v, (cu_q, cu_k), options, |attention| {
+        let Attention { heads, kv_heads, e, ev, .. } = *attention;
+        let mut gradients =
+            [array(q.shape().to_vec())?, array(k.shape().to_vec())?, array(v.shape().to_vec())?];
+        let packed = |width: usize, heads: usize| Strides { head: width, row: heads * width };
+        // The operands may have other strides than their gradients.
+        let starts: Vec<[usize; 3]> = attention
+            .sequences
+            .iter()
+            .map(|sequence| {
+                let query = sequence.lse_start / heads.max(1);
+                let key = sequence.scores_start;
+                [query * heads * e, key * kv_heads * e, key * kv_heads * ev]
+            })
+            .collect();
+        let [dq, dk, dv] = gradients.each_mut().map(|x| x.as_slice_mut().unwrap_or(&mut []));
+        let to = Gradients {
+            dq: (dq, packed(e, heads)),
+            dk: (dk, packed(e, kv_heads)),
+            dv: (dv, packed(ev, kv_heads)),
+            mask: None,
+            starts: Some(&starts),
+        };
+        let saved = Saved { out, lse: (lse, Strides { head: 1, row: heads }) };
+        attention.backward(saved, d_out, to)?;
+        Ok(gradients)
+    })
+}
+
+/// Where the sequences of queries begin, and those of keys, if elsewhere: numbers and shapes.
+type Starts<'a> = ((&'a [i64], &'a [usize]), Option<(&'a [i64], &'a [usize])>);
+
+/// Checks the arguments and hands `run` the call that they make.
+fn with_attention<T: Float, R>(
+    q: &ArrayViewD<'_, T>,
+    k: &ArrayViewD<'_, T>,
+    v: &ArrayViewD<'_, T>,
+    (cu_q, cu_k): Starts<'_>,
+    options: &VarlenOptions<'_>,
+    run: impl FnOnce(&Attention<'_, T>) -> Result<R>,
+) -> Result<R> {
     let &[tq, heads, e] = q.shape() else { return Err(three_axes("query", "(Tq, H, E)", q.shape())) };
     let &[tk, kv_heads, ke] = k.shape() else { return Err(three_axes("key", "(Tk, Hk, E)", k.shape())) };
     let &[tv, v_heads, ev] = v.shape() else { return Err(three_axes("value", "(Tk, Hk, Ev)", v.shape())) };
@@ -95,8 +165,6 @@ pub fn attention_varlen<T: Float>(
         Strides { head: of(1), row: of(0) }
     };
     let (qs, ks, vs) = (strides(&q), strides(&k), strides(&v));
-    let mut out = array(vec![tq, heads, ev])?;
-    let mut lse = if options.lse { Some(array(vec![tq, heads])?) } else { None };
     let sequences = (0..count).map(|n| {
         let (l, s) = (queries[n + 1] - queries[n], keys[n + 1] - keys[n]);
         Sequence {
@@ -109,35 +177,31 @@ pub fn attention_varlen<T: Float>(
             key_places: None,
             mask: Mask::None,
             lse_start: queries[n] * heads,
-            scores_start: 0,
+            // No scores are written: where the keys begin, for their gradients.
+            scores_start: keys[n],
             score_strides: Strides::default(),
             dropout_base: 0,
             dropout_shape: (l, s),
         }
     });
-    if !out.is_empty() || lse.as_ref().is_some_and(|x| !x.is_empty()) {
-        let attention = Attention {
-            q: Operand { data: all(&q), strides: qs },
-            k: Operand { data: all(&k), strides: ks },
-            v: Operand { data: all(&v), strides: vs },
-            out: Strides { head: ev, row: heads * ev },
-            heads,
-            kv_heads,
-            e,
-            ev,
-            scale: T::from_f64(options.scale.unwrap_or_else(|| 1.0 / (e as f64).sqrt())),
-            softcap: options.softcap.map(T::from_f64),
-            alibi: None,
-            causal: options.is_causal,
-            window: options.window,
-            dropout: None,
-            sequences: sequences.collect(),
-        };
-        let lse = lse.as_mut().and_then(ArrayD::as_slice_mut);
-        let wanted = Wanted { lse: lse.map(|x| (x, Strides { head: 1, row: heads })), scores: None };
-        attention.run(out.as_slice_mut().unwrap_or(&mut []), wanted)?;
-    }
-    Ok((out, lse))
+    let attention = Attention {
+        q: Operand { data: all(&q), strides: qs },
+        k: Operand { data: all(&k), strides: ks },
+        v: Operand { data: all(&v), strides: vs },
+        out: Strides { head: ev, row: heads * ev },
+        heads,
+        kv_heads,
+        e,
+        ev,
+        scale: T::from_f64(options.scale.unwrap_or_else(|| 1.0 / (e as f64).sqrt())),
+        softcap: options.softcap.map(T::from_f64),
+        alibi: None,
+        causal: options.is_causal,
+        window: options.window,
+        dropout: None,
+        sequences: sequences.collect(),
+    };
+    run(&attention)
 }
 
 fn three_axes(name: &str, letters: &str, shape: &[usize]) -> Error {

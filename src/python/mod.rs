@@ -61,6 +61,8 @@ mod _core {
     #[pymodule_export]
     use super::functions::rows::{layer_norm, rms_norm, softmax};
     #[pymodule_export]
+    use super::functions::vjp::attention::{vjp_attention_varlen, vjp_scaled_dot_product_attention};
+    #[pymodule_export]
     use super::functions::vjp::linear::vjp_linear;
     #[pymodule_export]
     use super::functions::vjp::norms::{vjp_layer_norm, vjp_rms_norm};

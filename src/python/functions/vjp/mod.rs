@@ -4,6 +4,7 @@
 //! A pullback holds the arrays of the call and reads them again; it keeps what is dear to compute twice (the sums before
 //! an activation), nothing else. Gradients have the dtype of the result, and stand in the order of the arrays given.
 
+pub mod attention;
 pub mod linear;
 pub mod norms;
 pub mod points;
