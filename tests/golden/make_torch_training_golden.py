@@ -1,8 +1,9 @@
 """Make the golden file of torch for training: losses, trajectories of optimisers, schedules, clipping.
 
 Run once with torch 2.15 (never a dependency of the tests):  python tests/golden/make_torch_training_golden.py
-Writes torch_training.npz beside itself. Inputs are drawn in float32 and used exactly in both runs, float64 and
-float32. Array names are `case/thing`; the array `about` holds JSON: versions, and the options of each case.
+Writes torch_training.npz beside itself. Inputs are drawn in float32 and used exactly in both runs, float64
+and float32. Array names are `case/thing`; the array `about` holds JSON: versions, and the options of each
+case.
 """
 
 import json
