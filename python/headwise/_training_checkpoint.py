@@ -283,3 +283,8 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:  # noqa: ANN
         return arrays[content][()]
     msg = f"a value of kind {kind!r}"
     raise ValueError(msg)
+
+
+# Users know them by the package.
+for _public in (TrainingCheckpoint, save_checkpoint, load_checkpoint):
+    _public.__module__ = "headwise"
