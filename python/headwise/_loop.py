@@ -88,5 +88,8 @@ def progress(
     return Loop(iterable, total, description, shown)
 
 
+progress.__module__ = "headwise"
+
+
 def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +70,7 @@ def write(path: Path, arrays: Mapping[str, NDArray[Any]], metadata: Mapping[str,
         with beside.open("wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                file.write(_little_endian(arrays[name]).tobytes())
+                file.write(_bytes(_little_endian(arrays[name])))
             file.flush()
             os.fsync(file.fileno())
         beside.replace(target)
@@ -88,19 +87,24 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     with path.open("rb") as file:
         for name, (kind, shape, start, end) in tensors.items():
             dtype = _dtype(path, name, kind)
-            file.seek(start)
-            data = file.read(end - start)
-            if len(data) != end - start or len(data) != math.prod(shape) * dtype.itemsize:
-                msg = f"{path}: cut at the array {name!r}"
-                raise ModelFormatError(msg)
             try:
-                # A copy may be written; its byte order is the machine's.
-                array = np.frombuffer(data, dtype).reshape(shape)
-            except ValueError as error:
+                array = np.empty(shape, dtype)
+            except (ValueError, MemoryError) as error:
                 msg = f"{path}: array {name!r}: {error}"
                 raise ModelFormatError(msg) from error
-            arrays[name] = array.astype(dtype.newbyteorder("="))
+            file.seek(start)
+            if array.nbytes != end - start or file.readinto(_bytes(array)) != array.nbytes:
+                msg = f"{path}: cut at the array {name!r}"
+                raise ModelFormatError(msg)
+            # Booleans are 0 and 1, and numbers in the machine's byte order, whatever the file holds.
+            whole = array.view(np.uint8) != 0 if kind == "BOOL" else array
+            arrays[name] = whole.astype(dtype.newbyteorder("="), copy=False)
     return arrays, metadata
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    """Return the bytes of an array, without a copy where it is contiguous."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _little_endian(array: NDArray[Any]) -> NDArray[Any]:

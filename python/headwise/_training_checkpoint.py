@@ -78,7 +78,7 @@ def save_checkpoint(
         The file; its folder must be there.
     model : layer or dict of str to layer or ndarray, optional
         The parameters.
-    optimizer : Optimizer, optional
+    optimizer : SGD, Adam or AdamW, optional
         An optimiser of `headwise.optim`.
     rng : numpy.random.Generator, optional
         The generator that batches and dropout are drawn with.
@@ -142,7 +142,7 @@ def load_checkpoint(
         A file that `save_checkpoint` wrote.
     model : layer or dict of str to layer or ndarray, optional
         Takes the parameters; arrays of a dict are overwritten.
-    optimizer : Optimizer, optional
+    optimizer : SGD, Adam or AdamW, optional
         Takes its state.
     rng : numpy.random.Generator, optional
         Goes on where the saved generator had stopped; of the same kind as that.
@@ -283,3 +283,8 @@ def _decode(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Any:  # noqa: ANN
         return arrays[content][()]
     msg = f"a value of kind {kind!r}"
     raise ValueError(msg)
+
+
+# Users know them by the package.
+for _public in (TrainingCheckpoint, save_checkpoint, load_checkpoint):
+    _public.__module__ = "headwise"

@@ -184,8 +184,8 @@ def contrastive(
 ) -> Loss[tuple[NDArray[Any], NDArray[Any]]]:
     """Contrastive loss of pairs within a batch (InfoNCE): all other documents are negatives of a query.
 
-    Query i belongs to document i. The scores are cosine similarities divided by `temperature`; the loss is the mean cross-entropy of each
-    query's scores with its own document.
+    Query i belongs to document i. The scores are cosine similarities divided by `temperature`; the loss is
+    the mean cross-entropy of each query's scores with its own document.
 
     Parameters
     ----------

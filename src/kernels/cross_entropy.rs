@@ -169,10 +169,10 @@ mod tests {
         let x: Vec<f64> = x.iter().map(|x| x.to_f64()).collect();
         let (e, n) = (smoothing.to_f64(), x.len() as f64);
         let t: Vec<f64> = p.iter().zip(w).map(|(p, w)| w.to_f64() * ((1.0 - e) * p + e / n)).collect();
-        let (y, total) = (naive::softmax(&x), t.iter().sum::<f64>());
+        let (y, total) = (naive::softmax(&x), naive::sum(t.iter().copied()));
         let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let log = libm::log(x.iter().map(|x| libm::exp(x - max)).sum());
-        let loss = t.iter().zip(&x).map(|(t, x)| t * (max - x + log)).sum();
+        let log = libm::log(naive::sum(x.iter().map(|x| libm::exp(x - max))));
+        let loss = naive::sum(t.iter().zip(&x).map(|(t, x)| t * (max - x + log)));
         (loss, y.iter().zip(&t).map(|(y, t)| (y * total - t) / denominator.to_f64()).collect())
     }
 

@@ -3,7 +3,7 @@
 use super::activation::Activation;
 
 /// A sum with the rounding errors collected and added at the end (Neumaier), so that f64 kernels are measured too.
-fn sum(x: impl Iterator<Item = f64>) -> f64 {
+pub fn sum(x: impl Iterator<Item = f64>) -> f64 {
     let (mut total, mut lost) = (0.0, 0.0);
     for x in x {
         let next: f64 = total + x;

@@ -18,7 +18,8 @@ class Adam(Optimizer):
     """Adam: steps along the mean gradient, divided by the root of the mean of its squares.
 
     With g the gradient plus `weight_decay` times the parameter p, and t the number of steps of p:
-    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g**2, p = p - lr (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps).
+    m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g**2, and
+    p = p - lr (m / (1 - b1**t)) / (sqrt(v / (1 - b2**t)) + eps).
 
     Parameters
     ----------
@@ -28,7 +29,7 @@ class Adam(Optimizer):
     lr : float or callable, default 0.001
         The learning rate, or a function of the number of steps taken before.
     betas : tuple of float, default (0.9, 0.999)
-        b1 and b2, from 0 on and below 1.
+        The numbers b1 and b2, from 0 on and below 1.
     eps : float, default 1e-8
         Added to the root.
     weight_decay : float, default 0.0
@@ -109,7 +110,7 @@ class AdamW(Adam):
     lr : float or callable, default 0.001
         The learning rate, or a function of the number of steps taken before.
     betas : tuple of float, default (0.9, 0.999)
-        b1 and b2 of `Adam`, from 0 on and below 1.
+        The numbers b1 and b2 of `Adam`, from 0 on and below 1.
     eps : float, default 1e-8
         Added to the root.
     weight_decay : float, default 0.01

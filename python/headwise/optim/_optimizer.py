@@ -166,7 +166,7 @@ class Optimizer(ABC):
             dtype = parameter.dtype.newbyteorder("=")
             return 0, {key: np.zeros(parameter.shape, dtype) for key in self._names(self._hyper_parameters)}
         for moment in found[1].values():
-            if (moment.shape, moment.dtype) != (parameter.shape, parameter.dtype):
+            if (moment.shape, moment.dtype) != (parameter.shape, parameter.dtype.newbyteorder("=")):
                 msg = (
                     f"parameters: {name!r} was {moment.shape} of {moment.dtype} in earlier steps and is "
                     f"{parameter.shape} of {parameter.dtype} now"

@@ -47,7 +47,7 @@ class Parameters:
             for name, array in found.items():
                 if name in arrays:
                     self._fail(f"two parameters have the name {name!r}")
-                if array.dtype not in (np.float32, np.float64):
+                if array.dtype.newbyteorder("=") not in (np.float32, np.float64):
                     msg = (
                         f"{self._argument}: expected float32 or float64, got {name!r} of dtype {array.dtype}"
                     )
