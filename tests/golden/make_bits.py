@@ -82,6 +82,14 @@ def encoder(dtype, N, D, H, F, L, B=2, call=None, **options):
     return {"out": layer((numbers("x", B, L, D) * 2).astype(dtype), **(call or {}))}
 
 
+def pullback(dtype, name, *shapes, **options):
+    """Return the result of a function of `headwise.vjp` and the gradients of its arrays."""
+    given = [(numbers(f"{name} {i}", *shape) * 2).astype(dtype) for i, shape in enumerate(shapes)]
+    out, back = getattr(hw.vjp, name)(*given, **options)
+    gradients = back(numbers("d_out", *out.shape).astype(dtype))
+    return {"out": out} | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+
+
 def minilm(dtype):
     """Return the embeddings of two texts by all-MiniLM-L6-v2."""
     sys.path.insert(0, str(HERE.parent))
@@ -154,6 +162,16 @@ CASES = {
     ),
     "encoder key_mask": lambda t: encoder(t, 2, 64, 4, 128, 65, call={"key_mask": bits("key_mask", 2, 65)}),
     "encoder wide": lambda t: encoder(t, 1, 384, 12, 1536, 32, activation="gelu"),
+    "vjp gelu": lambda t: pullback(t, "gelu", (777,)),
+    "vjp gelu tanh": lambda t: pullback(t, "gelu", (777,), approximate="tanh"),
+    "vjp layer_norm": lambda t: pullback(t, "layer_norm", (600, 100), (100,), (100,)),
+    "vjp linear": lambda t: pullback(t, "linear", (800, 65), (50, 65), (50,), activation="silu"),
+    "vjp linear wide": lambda t: pullback(t, "linear", (17, 400), (300, 400)),
+    "vjp relu": lambda t: pullback(t, "relu", (777,)),
+    "vjp rms_norm": lambda t: pullback(t, "rms_norm", (600, 65), (65,)),
+    "vjp rotary_embedding": lambda t: pullback(t, "rotary_embedding", (3, 50, 34)),
+    "vjp silu": lambda t: pullback(t, "silu", (777,)),
+    "vjp softmax": lambda t: pullback(t, "softmax", (30, 129)),
     "minilm": minilm,
 }
 DTYPES = ("float32", "float64")
