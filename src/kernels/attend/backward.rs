@@ -140,7 +140,7 @@ impl<T: Float> Backward<'_, T> {
     #[inline(always)]
     fn block<S: Simd<T>>(&self, s: S, room: &mut Room<'_, T>, at: std::ops::Range<usize>, count: usize) {
         let Self { e, keys, first, scoring, .. } = self;
-        let (rows, n, ev) = (&self.rows[at.clone()], at.len(), keys.ev);
+        let (rows, n) = (&self.rows[at.clone()], at.len());
         if rows.iter().all(|r| r.end <= *first || r.first >= first + count) {
             return;
         }
@@ -200,25 +200,28 @@ impl<T: Float> Backward<'_, T> {
                         start: place.start + at.start * place.stride,
                         stride: place.stride,
                         width: *e,
+                        rows: n,
                     };
                     if clean {
-                        add_rows(s, &room.ds, (n, used), (&*room.k, room.ldq), &to);
+                        add_rows(s, room.ds, used, (&*room.k, room.ldq), &to);
                     } else {
-                        add_rows_selected(s, &room.ds, bits, used, (&*room.k, room.ldq), &to);
+                        add_rows_selected(s, room.ds, bits, used, (&*room.k, room.ldq), &to);
                     }
                 }
                 if dkv.is_some() {
                     let (ldq, ldv) = (room.ldq, room.ldv);
-                    let dk =
-                        Target { out: OutRows::new(&mut *room.dk), start: 0, stride: ldq, width: pad(*e) };
-                    let dv =
-                        Target { out: OutRows::new(&mut *room.dv), start: 0, stride: ldv, width: pad(ev) };
-                    if clean {
-                        add_columns(s, &room.p, (n, used), (&*room.d_out, ldv), &dv);
-                        add_columns(s, &room.ds, (n, used), (&*room.q, ldq), &dk);
-                    } else {
-                        add_columns_selected(s, &room.p, bits, used, (&*room.d_out, ldv), &dv);
-                        add_columns_selected(s, &room.ds, bits, used, (&*room.q, ldq), &dk);
+                    // In a loop, so that the tile is compiled once.
+                    for (a, b, ld, out) in [
+                        (&*room.p, &*room.d_out, ldv, &mut *room.dv),
+                        (&*room.ds, &*room.q, ldq, &mut *room.dk),
+                    ] {
+                        let out = OutRows::new(out);
+                        let to = Target { out, start: 0, stride: ld, width: ld, rows: used };
+                        if clean {
+                            add_columns(s, a, n, (b, ld), &to);
+                        } else {
+                            add_columns_selected(s, a, bits, used, (b, ld), &to);
+                        }
                     }
                 }
             }

@@ -83,7 +83,8 @@ pub fn weights_and_gradients<T: Float, S: Simd<T>>(
 fn weights<T: Float, S: Simd<T>>(s: S, x: &mut [T], factor: T, state: &RowState<'_, T>, used: usize) {
     let (max, bits) = (state.max, state.bits);
     // A NaN, which is no integer, would be large too.
-    if !(max >= -T::from_f64(LARGE_SCORE) && max <= T::from_f64(LARGE_SCORE)) {
+    let ordinary = max >= -T::from_f64(LARGE_SCORE) && max <= T::from_f64(LARGE_SCORE);
+    if !ordinary {
         return weights_of_large(&mut x[..used.next_multiple_of(VIRTUAL_LANES)], factor, bits, max);
     }
     let (inverse, zero) = (s.splat(state.inverse), s.splat(T::ZERO));

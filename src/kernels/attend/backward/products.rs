@@ -5,7 +5,7 @@
 //! has to be transposed.
 
 use super::super::KEY_TILE;
-use crate::kernels::gemm::{OutRows, block, for_tile};
+use crate::kernels::gemm::{OutRows, block};
 use crate::kernels::rows::{load_up_to, store_up_to};
 use crate::simd::{Float, Simd};
 
@@ -19,6 +19,8 @@ pub struct Target<'a, T> {
     pub stride: usize,
     /// Numbers of a row.
     pub width: usize,
+    /// Rows; what a register tile has beyond them is left out.
+    pub rows: usize,
 }
 
 impl<T: Float> Target<'_, T> {
@@ -31,59 +33,48 @@ impl<T: Float> Target<'_, T> {
     }
 }
 
-/// Row i of `to` += sum over k < used of `a[i][k] b[k]`, for `n` rows of 64 numbers; rows of b at stride `ldb`, in whole vectors.
+/// Calls `$tile::<T, S, MR, NV>($args)` with the register tile of `S`, all its rows and one or all of its vectors. Rows that are not
+/// there are computed from what lies behind and left out: so few forms of the tile keep the code small.
+macro_rules! whole_rows {
+    ($one:expr, $tile:ident ($($arg:expr),*)) => {
+        match (S::ATTEND_MR, $one) {
+            (4, true) => $tile::<T, S, 4, 1>($($arg),*),
+            (4, false) => $tile::<T, S, 4, 2>($($arg),*),
+            (6, true) => $tile::<T, S, 6, 1>($($arg),*),
+            (6, false) => $tile::<T, S, 6, 2>($($arg),*),
+            (8, true) => $tile::<T, S, 8, 1>($($arg),*),
+            (8, false) => $tile::<T, S, 8, 2>($($arg),*),
+            (rows, _) => unreachable!("no tile of {rows} rows"),
+        }
+    };
+}
+pub(super) use whole_rows;
+
+/// Row i of `to` += sum over k < used of `a[i][k] b[k]`, rows of a of 64 numbers; rows of b at stride `ldb`, in whole vectors.
 #[inline(always)]
-pub fn add_rows<T: Float, S: Simd<T>>(
-    s: S,
-    a: &[T],
-    (n, used): (usize, usize),
-    b: (&[T], usize),
-    to: &Target<'_, T>,
-) {
-    let tiles = n.div_ceil(S::ATTEND_MR);
+pub fn add_rows<T: Float, S: Simd<T>>(s: S, a: &[T], used: usize, b: (&[T], usize), to: &Target<'_, T>) {
     let mut column = 0;
     while column < to.width {
         let one = to.width - column <= S::LANES;
-        let mut row = 0;
-        for tile in 0..tiles {
-            let rows = (n - row).div_ceil(tiles - tile);
+        for row in (0..to.rows).step_by(S::ATTEND_MR) {
             let (a, at) = (&a[row * KEY_TILE..], (row, column));
-            if one {
-                for_tile!(S, T, rows, S::ATTEND_MR, 1, rows_tile(s, a, used, b, to, at));
-            } else {
-                for_tile!(S, T, rows, S::ATTEND_MR, S::ATTEND_NV, rows_tile(s, a, used, b, to, at));
-            }
-            row += rows;
+            whole_rows!(one, rows_tile(s, a, used, b, to, at));
         }
-        column += if one { 1 } else { S::ATTEND_NV } * S::LANES;
+        column += if one { 1 } else { 2 } * S::LANES;
     }
 }
 
-/// Row j of `to` += sum over i < n of `a[i][j] b[i]`, for the first `used` of 64 columns.
+/// Row j of `to` += sum over i < n of `a[i][j] b[i]`, rows of a of 64 numbers.
 #[inline(always)]
-pub fn add_columns<T: Float, S: Simd<T>>(
-    s: S,
-    a: &[T],
-    (n, used): (usize, usize),
-    b: (&[T], usize),
-    to: &Target<'_, T>,
-) {
-    let tiles = used.div_ceil(S::ATTEND_MR);
+pub fn add_columns<T: Float, S: Simd<T>>(s: S, a: &[T], n: usize, b: (&[T], usize), to: &Target<'_, T>) {
     let mut column = 0;
     while column < to.width {
         let one = to.width - column <= S::LANES;
-        let mut row = 0;
-        for tile in 0..tiles {
-            let rows = (used - row).div_ceil(tiles - tile);
+        for row in (0..to.rows).step_by(S::ATTEND_MR) {
             let at = (row, column);
-            if one {
-                for_tile!(S, T, rows, S::ATTEND_MR, 1, columns_tile(s, a, n, b, to, at));
-            } else {
-                for_tile!(S, T, rows, S::ATTEND_MR, S::ATTEND_NV, columns_tile(s, a, n, b, to, at));
-            }
-            row += rows;
+            whole_rows!(one, columns_tile(s, a, n, b, to, at));
         }
-        column += if one { 1 } else { S::ATTEND_NV } * S::LANES;
+        column += if one { 1 } else { 2 } * S::LANES;
     }
 }
 
@@ -124,7 +115,7 @@ fn turned_block<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
 ) -> [[S::V; NV]; MR] {
     let width = NV * S::LANES;
     let mut acc = [[s.splat(T::ZERO); NV]; MR];
-    let a = &a[..kc * KEY_TILE];
+    let a = &a[..kc * KEY_TILE + MR];
     macro_rules! step {
         ($k:expr) => {{
             let k = $k;
@@ -172,10 +163,12 @@ fn add_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     let width = NV * S::LANES;
     if column + width <= to.width {
         for (i, sums) in sums.iter().enumerate() {
-            let out = to.part(row + i, column, width);
-            for (j, &sum) in sums.iter().enumerate() {
-                let out = &mut out[j * S::LANES..];
-                s.store(s.add(s.load(out), sum), out);
+            if row + i < to.rows {
+                let out = to.part(row + i, column, width);
+                for (j, &sum) in sums.iter().enumerate() {
+                    let out = &mut out[j * S::LANES..];
+                    s.store(s.add(s.load(out), sum), out);
+                }
             }
         }
         return;
@@ -186,7 +179,7 @@ fn add_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
             s.store(sums[i][j], &mut numbers[(i * NV + j) * S::LANES..]);
         }
     }
-    for i in 0..MR {
+    for i in 0..MR.min(to.rows - row) {
         let out = to.part(row + i, column, to.width - column);
         for (out, &sum) in out.iter_mut().zip(&numbers[i * width..]) {
             *out += sum;

@@ -6,8 +6,8 @@
 use super::super::KEY_TILE;
 use super::super::keys::Keys;
 use super::super::tile::{copy_row, product_tile, row_is_finite};
+use super::products::whole_rows;
 use super::{QUERY_BLOCK, pad};
-use crate::kernels::gemm::for_tile;
 use crate::kernels::pack::pack_panel;
 use crate::simd::{Float, Simd};
 
@@ -45,12 +45,13 @@ pub struct Room<'a, T> {
     pub kept: &'a mut [T],
 }
 
+/// Rows of a block and of the sums, with those that register tiles may reach beyond them.
+const ROWS: usize = QUERY_BLOCK + 8;
+
 /// Numbers that the scratch of a tile holds.
 pub fn backward_len(e: usize, ev: usize) -> usize {
-    KEY_TILE * (2 * pad(e) + pad(ev))
-        + QUERY_BLOCK * (pad(e) + pad(ev) + 2 * KEY_TILE)
-        + KEY_TILE * (pad(e) + pad(ev))
-        + 3 * KEY_TILE
+    let (e, ev) = (pad(e), pad(ev));
+    KEY_TILE * (2 * e + ev) + ROWS * (e + ev + 2 * KEY_TILE) + KEY_TILE * (e + ev) + 3 * KEY_TILE
 }
 
 impl<'a, T: Float> Room<'a, T> {
@@ -72,10 +73,10 @@ impl<'a, T: Float> Room<'a, T> {
             k_panels: cut(KEY_TILE * ldq),
             v_panels: cut(KEY_TILE * ldv),
             k: cut(KEY_TILE * ldq),
-            q: cut(QUERY_BLOCK * ldq),
-            d_out: cut(QUERY_BLOCK * ldv),
-            p: cut(QUERY_BLOCK * KEY_TILE),
-            ds: cut(QUERY_BLOCK * KEY_TILE),
+            q: cut(ROWS * ldq),
+            d_out: cut(ROWS * ldv),
+            p: cut(ROWS * KEY_TILE),
+            ds: cut(ROWS * KEY_TILE),
             dk: cut(KEY_TILE * ldq),
             dv: cut(KEY_TILE * ldv),
             bias: cut(KEY_TILE),
@@ -117,8 +118,12 @@ impl<'a, T: Float> Room<'a, T> {
     /// q · k into `p` and `d_out` · v into `ds`, for `n` queries and the first `used` keys.
     #[inline(always)]
     pub fn products<S: Simd<T>>(&mut self, s: S, n: usize, used: usize) {
-        multiply(s, (self.q, self.ldq, n), (self.k_panels, self.e), used, self.p);
-        multiply(s, (self.d_out, self.ldv, n), (self.v_panels, self.ev), used, self.ds);
+        let q = ((&*self.q, self.ldq), (&*self.k_panels, self.e), &mut *self.p);
+        let d_out = ((&*self.d_out, self.ldv), (&*self.v_panels, self.ev), &mut *self.ds);
+        // In a loop, so that the tile is compiled once.
+        for (x, panels, out) in [q, d_out] {
+            multiply(s, (x.0, x.1, n), panels, used, out);
+        }
     }
 }
 
@@ -142,26 +147,12 @@ fn multiply<T: Float, S: Simd<T>>(
     out: &mut [T],
 ) {
     let columns = S::ATTEND_NV * S::LANES;
-    let tiles = n.div_ceil(S::ATTEND_MR);
     for (p, panel) in panels.chunks_exact(columns * width).take(used.div_ceil(columns)).enumerate() {
-        let mut row = 0;
-        for tile in 0..tiles {
-            let rows = (n - row).div_ceil(tiles - tile);
+        // Few keys, or the last few of many, take half a panel.
+        let one = used - p * columns <= S::LANES;
+        for row in (0..n).step_by(S::ATTEND_MR) {
             let (x, out) = (&x[row * ld..], &mut out[row * KEY_TILE + p * columns..]);
-            // Few keys, or the last few of many, take half a panel.
-            if used - p * columns <= S::LANES {
-                for_tile!(S, T, rows, S::ATTEND_MR, 1, product_tile(s, x, ld, width, (panel, columns), out));
-            } else {
-                for_tile!(
-                    S,
-                    T,
-                    rows,
-                    S::ATTEND_MR,
-                    S::ATTEND_NV,
-                    product_tile(s, x, ld, width, (panel, columns), out)
-                );
-            }
-            row += rows;
+            whole_rows!(one, product_tile(s, x, ld, width, (panel, columns), out));
         }
     }
 }

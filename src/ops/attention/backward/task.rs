@@ -189,7 +189,7 @@ impl<T: Float> Shared<'_, T> {
         });
         let (heads, l) = (self.heads(head), head.queries.len());
         let work = 3 * KEY_TILE * (call.e + call.ev);
-        let step = (SEGMENT_WORK / work).next_multiple_of(QUERY_BLOCK);
+        let step = (SEGMENT_WORK / work).next_multiple_of(QUERY_BLOCK).max(QUERY_BLOCK);
         for first in head.keys.clone().step_by(KEY_TILE) {
             for (part, h) in heads.clone().enumerate() {
                 for at in (0..l).step_by(step) {
