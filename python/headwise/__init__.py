@@ -53,15 +53,15 @@ from headwise._errors import (
     UnsupportedModelError,
 )
 from headwise._layers import EncoderOutput
+from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import testing, vjp
+    from headwise import init, losses, optim, testing, vjp
     from headwise._gradcheck import gradcheck
-
-if TYPE_CHECKING:
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
+    from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
 
 __all__ = [
     "AttentionLink",
@@ -87,6 +87,7 @@ __all__ = [
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
+    "TrainingCheckpoint",
     "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
@@ -96,14 +97,20 @@ __all__ = [
     "gelu",
     "get_num_threads",
     "gradcheck",
+    "init",
     "isa",
     "layer_norm",
     "linear",
+    "load_checkpoint",
+    "losses",
     "num_threads",
+    "optim",
+    "progress",
     "relative_position_buckets",
     "relu",
     "rms_norm",
     "rotary_embedding",
+    "save_checkpoint",
     "scaled_dot_product_attention",
     "set_num_threads",
     "show_config",
@@ -115,9 +122,13 @@ __all__ = [
 ]
 
 
+_MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
+_TRAINING = frozenset({"TrainingCheckpoint", "load_checkpoint", "save_checkpoint"})
+
+
 def __getattr__(name: str) -> object:
     """Import what needs NumPy when it is asked for: ``headwise --help`` does not load it."""
-    if name in ("testing", "vjp"):
+    if name in _MODULES:
         import importlib
 
         return importlib.import_module(f"headwise.{name}")
@@ -131,6 +142,10 @@ def __getattr__(name: str) -> object:
 
         globals()[name] = gradcheck
         return gradcheck
+    if name in _TRAINING:
+        from headwise import _training_checkpoint
+
+        return getattr(_training_checkpoint, name)
     if name == "TextEncoder":
         from headwise._text_encoder import TextEncoder
 

@@ -217,6 +217,59 @@ def _override_num_threads(n: SupportsIndex | None) -> int | None: ...
 def _after_fork() -> None: ...
 def _panic_for_test(here: bool = False) -> None: ...
 def _peak_gflops(dtype: Literal["float32", "float64"], threads: int) -> float: ...
+def _cross_entropy(
+    logits: ArrayLike,
+    targets: ArrayLike,
+    *,
+    class_weight: ArrayLike | None,
+    counted: NDArray[np.bool_] | None,
+    label_smoothing: float,
+    mean: bool,
+) -> tuple[float, NDArray[Any]]: ...
+def _squared_error(
+    prediction: ArrayLike, target: ArrayLike, *, counted: NDArray[np.bool_] | None, mean: bool
+) -> tuple[float, NDArray[Any]]: ...
+def _contrastive(
+    queries: ArrayLike, documents: ArrayLike, *, temperature: float, symmetric: bool
+) -> tuple[float, NDArray[Any], NDArray[Any]]: ...
+def _adam_step(
+    parameter: NDArray[Any],
+    gradient: ArrayLike,
+    exp_avg: NDArray[Any],
+    exp_avg_sq: NDArray[Any],
+    *,
+    step: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
+    decoupled: bool,
+) -> None: ...
+def _sgd_step(
+    parameter: NDArray[Any],
+    gradient: ArrayLike,
+    velocity: NDArray[Any] | None,
+    *,
+    lr: float,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+) -> None: ...
+def _sum_of_squares(x: ArrayLike) -> float: ...
+def _cosine_decay(t: float) -> float: ...
+def _draw(
+    kind: Literal["uniform", "normal"],
+    shape: SupportsIndex | Sequence[SupportsIndex],
+    a: float,
+    b: float,
+    *,
+    bounds: tuple[float, float] | None = None,
+    rng: _Rng = None,
+    dtype: str = "float32",
+) -> NDArray[Any]: ...
+def _tensor_file(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...], int, int]]]: ...
 
 @final
 class Pullback:

@@ -1,8 +1,9 @@
-"""A progress bar over texts: tqdm's where it is installed, else a line on standard error."""
+"""Progress of long work: tqdm's bar where it is installed, else a line on standard error."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Protocol
 
 
@@ -10,7 +11,10 @@ class Progress(Protocol):
     """What is told of progress."""
 
     def update(self, n: int) -> object:
-        """Count `n` more texts."""
+        """Count `n` more."""
+
+    def set_postfix_str(self, s: str, refresh: bool) -> object:
+        """Show a text behind the count, at once or with the next update."""
 
     def close(self) -> object:
         """End the display."""
@@ -20,6 +24,9 @@ class _Silent:
     def update(self, n: int) -> None:
         pass
 
+    def set_postfix_str(self, s: str, refresh: bool) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -27,28 +34,48 @@ class _Silent:
 class _Line:
     """One line, written over as long as standard error is a terminal; else only its last state is written."""
 
-    def __init__(self, total: int | None) -> None:
+    def __init__(self, total: int | None, description: str, every: float) -> None:
+        self._description = description
         self._total = "" if total is None else f" of {total}"
-        self._done = 0
+        self._postfix = ""
+        self._done = self._width = 0
+        self._every, self._next = every, 0.0
         self._live = sys.stderr.isatty()
 
     def update(self, n: int) -> None:
         self._done += n
-        if self._live:
-            print(f"\rTexts: {self._done}{self._total}", end="", file=sys.stderr, flush=True)
+        if self._live and time.monotonic() >= self._next:
+            self._next = time.monotonic() + self._every
+            self._write("")
+
+    def set_postfix_str(self, s: str, refresh: bool) -> None:
+        self._postfix = f", {s}" if s else ""
+        if refresh and self._live:
+            self._write("")
 
     def close(self) -> None:
-        start = "\r" if self._live else ""
-        print(f"{start}Texts: {self._done}{self._total}", file=sys.stderr, flush=True)
+        self._write("\n")
+
+    def _write(self, end: str) -> None:
+        text = f"{self._description}: {self._done}{self._total}{self._postfix}"
+        # A shorter line covers a longer one that was there.
+        line = text.ljust(self._width) if self._live else text
+        self._width = len(text)
+        print(f"\r{line}" if self._live else line, end=end, file=sys.stderr, flush=True)
 
 
-def progress(shown: bool, total: int | None) -> Progress:
-    """Begin a display of `total` texts, or one that shows nothing."""
+def progress(
+    shown: bool, total: int | None, *, description: str = "Texts", unit: str = "text", every: float = 0.0
+) -> Progress:
+    """Begin a display of `total` texts (or what `unit` says), or one that shows nothing.
+
+    A line is written anew after `every` seconds at the soonest; tqdm has its own measure.
+    """
     if not shown:
         return _Silent()
     try:
         from tqdm.auto import tqdm
     except ImportError:
-        return _Line(total)
-    bar: Progress = tqdm(total=total, desc="Texts", unit="text")
+        return _Line(total, description, every)
+    bar: Progress = tqdm(total=total, desc=description, unit=unit)
     return bar

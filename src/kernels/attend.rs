@@ -16,12 +16,14 @@
 //! register tile of [`super::gemm::block`]. A block of rows goes through scores, softmax and P·V while its 64 columns
 //! of scores are in the first-level cache.
 
+mod backward;
 mod keys;
 mod scores;
 mod scoring;
 mod softmax;
 mod tile;
 
+pub use backward::{Backward, Place, Prepare, QUERY_BLOCK, Wanted as WantedGradients, backward_len};
 pub use keys::Keys;
 pub use scores::{ScoreKind, Scores};
 

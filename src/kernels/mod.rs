@@ -8,6 +8,7 @@ pub mod activation;
 pub mod activation_backward;
 pub mod attend;
 pub mod columns;
+pub mod cross_entropy;
 pub mod gemm;
 #[cfg(test)]
 pub mod naive;
@@ -19,5 +20,8 @@ pub mod peak;
 pub mod rope;
 pub(crate) mod rows;
 pub mod softmax;
+pub mod squares;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod unit;
+pub mod update;

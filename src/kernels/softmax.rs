@@ -37,13 +37,23 @@ impl<T: Float> Kernel<T> for Softmax<'_, T> {
     }
 }
 
+/// What a row's softmax knows of the row: `log(sum e^(x_j)) = max + log(sum / largest)`, and the logarithm is not negative.
+pub(super) struct Exponentials<T> {
+    /// The greatest number of the row.
+    pub max: T,
+    /// Its exponential, as it stands in the sum.
+    pub largest: T,
+    /// All exponentials, on the same scale.
+    pub sum: T,
+}
+
 #[inline(always)]
-fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
+pub(super) fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) -> Exponentials<T> {
     let max = row_max(s, x);
     let large = max.is_finite() && max.to_f64().abs() > LARGE;
     let shift = s.splat(if large { max } else { T::ZERO });
     // n grows with x, so the n of the maximum is the maximum of the n.
-    let (top, _) = exp_parts(s, s.sub(s.splat(max), shift));
+    let (top, largest) = exp_parts(s, s.sub(s.splat(max), shift));
 
     let mut sums = zero_lanes(s);
     for_each_vector!(S, x.len(), |lane, from, n| {
@@ -52,11 +62,15 @@ fn softmax_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T]) {
         sums[lane] = s.add(sums[lane], keep_first(s, y, n));
         store_up_to(s, y, out, from, n);
     });
-    let sum = s.splat(s.fold_add(&sums[..VIRTUAL_LANES / S::LANES]));
+    let total = s.fold_add(&sums[..VIRTUAL_LANES / S::LANES]);
+    let sum = s.splat(total);
     for_each_vector!(S, x.len(), |_lane, from, n| {
         let y = load_up_to(s, out, from, n);
         store_up_to(s, s.div(y, sum), out, from, n);
     });
+    let mut first = [T::ZERO; VIRTUAL_LANES];
+    s.store(largest, &mut first);
+    Exponentials { max, largest: first[0], sum: total }
 }
 
 /// Gradient of a softmax: `dx_i = p_i (d_i - sum_j d_j p_j)`, p its result; the sum over the 16 virtual lanes.

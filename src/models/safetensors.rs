@@ -90,6 +90,21 @@ impl TensorFile {
         self.header.offset_keys()
     }
 
+    /// What the header says beside the tensors.
+    pub fn metadata(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.header.metadata().iter().flatten().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
+    /// Name, dtype (as the format spells it), shape and bytes of the file, of each tensor in the order of the file.
+    pub fn entries(&self) -> impl Iterator<Item = (String, String, &[usize], Range<u64>)> {
+        self.names().into_iter().filter_map(|name| {
+            let info = self.header.info(&name)?;
+            let (start, end) = info.data_offsets;
+            let bytes = self.data_start + start as u64..self.data_start + end as u64;
+            Some((name, info.dtype.to_string(), info.shape.as_slice(), bytes))
+        })
+    }
+
     /// The shape of a tensor, if it is there.
     pub fn shape(&self, name: &str) -> Option<&[usize]> {
         self.header.info(name).map(|info| info.shape.as_slice())

@@ -6,8 +6,11 @@
 //! out = concat(r) Woᵀ + bo
 //! ```
 
+mod backward;
 pub(crate) mod config;
 pub(crate) mod parameters;
+
+pub use backward::{SavedAttention, SourceGradients};
 
 pub use config::AttentionConfig;
 
@@ -119,10 +122,12 @@ impl<'a, T> Sources<'a, T> {
 
 /// What a layer writes between its input and its output, kept from layer to layer.
 pub struct AttentionBuffers<T: Float> {
-    q: Reused<T>,
+    /// Projected queries.
+    pub q: Reused<T>,
     k: Reused<T>,
     v: Reused<T>,
-    result: Reused<T>,
+    /// Joined heads.
+    pub result: Reused<T>,
 }
 
 impl<T: Float> AttentionBuffers<T> {
@@ -174,18 +179,48 @@ impl<T: Float> MultiHeadAttention<T> {
             rotate_rows(q, self.config.num_heads, e, &x.layout.lengths, theta)?;
             rotate_rows(k, self.config.num_kv_heads, e, &keys.layout.lengths, theta)?;
         }
-        let weights = self.attend(x.layout, keys.layout, call, (q, k, v), result)?;
+        self.attend_rows((x.layout, keys.layout), call, (q, k, v), result, out, after)
+    }
+
+    /// The projections of `rows` tokens that attend to themselves and others, without positions.
+    ///
+    /// # Errors
+    /// `Interrupted`, `Internal`.
+    pub fn project_rows(&self, x: &[T], rows: usize, [q, k, v]: [&mut [T]; 3]) -> Result<()> {
+        self.q.forward(x, rows, q, After { next: self.k.panels(), ..After::default() })?;
+        self.k.forward(x, rows, k, After { next: self.v.panels(), ..After::default() })?;
+        self.v.forward(x, rows, v, After::default())
+    }
+
+    /// What follows the projections: attends from the tokens of `queries` to those of `keys`, joins the heads in `result`
+    /// and projects them into `out`. Returns the wanted weights.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn attend_rows(
+        &self,
+        (queries, keys): (&Layout, &Layout),
+        call: &Call<'_, T>,
+        (q, k, v): (&[T], &[T], &[T]),
+        result: &mut [T],
+        out: &mut [T],
+        after: After<'_, T>,
+    ) -> Result<Vec<T>> {
+        let weights = self.attend(queries, keys, call, (q, k, v), result)?;
         if let Some(head_mask) = call.head_mask {
-            for row in result.chunks_exact_mut(wide) {
-                for (head, &factor) in row.chunks_exact_mut(e).zip(head_mask) {
-                    for x in head {
-                        *x = *x * factor;
-                    }
-                }
+            self.scale_heads(result, head_mask);
+        }
+        self.out.forward(result, queries.total(), out, after)?;
+        Ok(weights)
+    }
+
+    /// Multiplies the columns of each head by its factor.
+    fn scale_heads(&self, rows: &mut [T], head_mask: &[T]) {
+        for row in rows.chunks_exact_mut(self.config.query_width()) {
+            for (head, &factor) in row.chunks_exact_mut(self.config.head_dim).zip(head_mask) {
+                head.iter_mut().for_each(|x| *x = *x * factor);
             }
         }
-        self.out.forward(result, rows, out, after)?;
-        Ok(weights)
     }
 
     fn attend(
@@ -193,9 +228,30 @@ impl<T: Float> MultiHeadAttention<T> {
         queries: &Layout,
         keys: &Layout,
         call: &Call<'_, T>,
-        (q, k, v): (&[T], &[T], &[T]),
+        qkv: (&[T], &[T], &[T]),
         result: &mut [T],
     ) -> Result<Vec<T>> {
+        let heads = self.config.num_heads;
+        let wanted = call.weights.count(heads);
+        let pairs = queries.lengths.iter().zip(&keys.lengths).map(|(l, s)| l * s);
+        let mut weights = crate::ops::buffer::zeros(wanted * pairs.sum::<usize>())?;
+        let slots: Option<Vec<Option<usize>>> = match call.weights {
+            WantedHeads::Some(some) => Some((0..heads).map(|h| some.iter().position(|&x| x == h)).collect()),
+            _ => None,
+        };
+        let scores = (wanted > 0).then_some((ScoreKind::Weights, &mut weights[..], slots.as_deref()));
+        self.operation(queries, keys, call, qkv).run(result, Wanted { lse: None, scores })?;
+        Ok(weights)
+    }
+
+    /// Attention as the operation below knows it. The log-sum-exp of row t of head h is at `t * heads + h`.
+    fn operation<'a>(
+        &self,
+        queries: &Layout,
+        keys: &Layout,
+        call: &Call<'a, T>,
+        (q, k, v): (&'a [T], &'a [T], &'a [T]),
+    ) -> Attention<'a, T> {
         let config = &self.config;
         let (heads, e) = (config.num_heads, config.head_dim);
         let (wide, narrow) =
@@ -221,7 +277,7 @@ impl<T: Float> MultiHeadAttention<T> {
                     Some(Pairs::Added(data, strides)) => Mask::Float(data, strides),
                     Some(Pairs::All) | None => Mask::None,
                 },
-                lse_start: 0,
+                lse_start: at * heads,
                 scores_start: weights_len,
                 score_strides: Strides { head: q_len * k_len, row: k_len },
                 dropout_base: elements,
@@ -232,8 +288,7 @@ impl<T: Float> MultiHeadAttention<T> {
             weights_len += wanted * q_len * k_len;
             elements += (heads * queries.full[b] * keys.full[b]) as u64;
         }
-        let mut weights = crate::ops::buffer::zeros(weights_len)?;
-        let attention = Attention {
+        Attention {
             q: Operand { data: q, strides: wide },
             k: Operand { data: k, strides: narrow },
             v: Operand { data: v, strides: narrow },
@@ -252,13 +307,6 @@ impl<T: Float> MultiHeadAttention<T> {
                 .filter(|_| config.dropout > 0.0)
                 .map(|key| (config.dropout, site_key(key, 0, 0))),
             sequences,
-        };
-        let slots: Option<Vec<Option<usize>>> = match call.weights {
-            WantedHeads::Some(some) => Some((0..heads).map(|h| some.iter().position(|&x| x == h)).collect()),
-            _ => None,
-        };
-        let scores = (wanted > 0).then_some((ScoreKind::Weights, &mut weights[..], slots.as_deref()));
-        attention.run(result, Wanted { lse: None, scores })?;
-        Ok(weights)
+        }
     }
 }

@@ -1,18 +1,20 @@
 //! A stack of encoder layers.
 
+mod backward;
 mod groups;
+mod rows;
+
+pub use backward::{SavedStack, StackGradients};
 
 use std::ops::Range;
 
 use super::attention::{Call, WantedHeads};
-use super::dropout::site_key;
 use super::encoder_layer::{EncoderLayer, LayerBuffers, LayerConfig};
 use super::init::Init;
 use super::norm::Norm;
 use super::state::{Loader, Module, State, prefixed};
 use super::tokens::Layout;
 use crate::error::{Error, Result};
-use crate::ops::alibi::alibi_slopes;
 use crate::ops::masks::Element;
 use crate::ops::positions::{Layout as Waves, sinusoidal_positions};
 use crate::simd::Float;
@@ -84,6 +86,12 @@ pub struct StackOutput<T> {
     pub weights: Vec<Vec<T>>,
 }
 
+impl<T> AsRef<Encoder<T>> for Encoder<T> {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
 impl<T: Float> Encoder<T> {
     /// The same in another float type.
     ///
@@ -150,6 +158,8 @@ impl<T: Float> Encoder<T> {
         let groups = if whole { layout.groups(usize::MAX) } else { groups_for(layout, team) };
         if team > 1 && groups.len() >= team {
             side_by_side(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
+        } else if team > 1 && rows::fits(self, layout, call, team) {
+            rows::in_rows(self, &mut x, layout, call, team)?;
         } else {
             in_turn(self, self.cut(&mut x, layout, &groups), call, &mut output)?;
         }
@@ -192,20 +202,9 @@ impl<T: Float> Encoder<T> {
             if call.hidden_states {
                 output.hidden_states.push(x.to_vec());
             }
-            let heads = layer.config.attention.num_heads;
-            let slopes =
-                (self.positions == Some(Positions::Alibi)).then(|| alibi_slopes::<T>(heads)).transpose()?;
-            let of_layer = Call {
-                masks: call.masks,
-                causal: call.causal,
-                window: call.window,
-                head_mask: call.head_mask.map(|m| &m[n][..]),
-                alibi: slopes.as_deref(),
-                rotary: (self.positions == Some(Positions::Rotary)).then_some(ROTARY_THETA),
-                dropout: call.dropout.map(|key| site_key(key, n, 9)),
-                weights: call.weights.get(n).copied().unwrap_or(WantedHeads::None),
-                ..Call::default()
-            };
+            let slopes = self.slopes(layer)?;
+            let weights = call.weights.get(n).copied().unwrap_or(WantedHeads::None);
+            let of_layer = Call { weights, ..self.call_of(n, call, slopes.as_deref()) };
             // Layers share the buffers as long as they have the same widths.
             let config = &layer.config.attention;
             let widths = (config.query_width(), config.kv_width());
@@ -396,6 +395,30 @@ mod tests {
             let (one, two) = (with(1), with(2));
             assert_same_bits(&one.rows, &two.rows);
             assert_same_bits(&one.weights[0], &two.weights[0]);
+        }
+    }
+
+    #[test]
+    fn threads_that_share_few_sequences_leave_no_trace() {
+        for (lengths, norm_first) in [(&[130][..], false), (&[130], true), (&[40, 3, 97], false)] {
+            let layout = Layout::dense(lengths.to_vec());
+            let rows = normals(layout.total() * D, 6, 1.0);
+            let stack = stack(None, norm_first, |_| ());
+            let masked = [0.5, 2.0, 1.0, 0.0];
+            let factors = [masked.to_vec(), masked.to_vec()];
+            let window = StackCall { window: (Some(9), Some(70)), causal: false, ..call(None) };
+            for call in [call(None), window, StackCall { head_mask: Some(&factors), ..call(None) }] {
+                assert!(rows::fits(&stack, &layout, &call, 2));
+                let with = |threads: usize| {
+                    let before = override_num_threads(Some(threads)).unwrap();
+                    let output = stack.forward(rows.clone(), &layout, &call).unwrap();
+                    override_num_threads(before).unwrap();
+                    output.rows
+                };
+                let one = with(1);
+                assert_same_bits(&with(2), &one);
+                assert_same_bits(&with(5), &one);
+            }
         }
     }
 

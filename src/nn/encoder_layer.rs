@@ -5,6 +5,10 @@
 //! pre-norm   x = x + attention(norm1(x));   x = x + feed(norm2(x))          (Xiong et al. 2020)
 //! ```
 
+mod backward;
+
+pub use backward::SavedLayer;
+
 use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources};
 use super::dropout::{drop_out, site_key};
 use super::feed_forward::{FeedForward, HiddenRows};
@@ -160,6 +164,79 @@ impl<T: Float> EncoderLayer<T> {
         let after = After { residual, next: self.feed_forward.panels(), ..After::default() };
         let sources = Sources::own(Tokens { rows: first, layout });
         let weights = self.attention.forward(sources, call, attention, middle, after)?;
+        self.feed(x, rows, (middle, normed), hidden, dropout, next)?;
+        Ok(weights)
+    }
+
+    /// Room for `rows` of the tokens that [`Self::project_rows`] and [`Self::finish_rows`] take through the layer.
+    ///
+    /// # Errors
+    /// `Memory`.
+    pub fn buffers_of_rows(&self, rows: usize) -> Result<LayerBuffers<T>> {
+        let d = self.config.attention.d_model;
+        Ok(LayerBuffers {
+            attention: AttentionBuffers::new(&self.config.attention, rows, 0)?,
+            hidden: self.feed_forward.buffers(rows, false)?,
+            normed: buffer(rows, d)?,
+            middle: buffer(rows, d)?,
+        })
+    }
+
+    /// The first half of the layer for some rows of `x`: their queries, which the buffers keep, and their keys and values.
+    /// Without dropout, positions and weights.
+    ///
+    /// # Errors
+    /// `Interrupted`, `Internal`.
+    pub fn project_rows(
+        &self,
+        x: &[T],
+        rows: usize,
+        (k, v): (&mut [T], &mut [T]),
+        buffers: &mut LayerBuffers<T>,
+    ) -> Result<()> {
+        let LayerBuffers { attention, normed, .. } = buffers;
+        let first: &[T] = if self.config.norm_first {
+            self.norm1.forward(x, normed)?;
+            normed
+        } else {
+            x
+        };
+        self.attention.project_rows(first, rows, [&mut attention.q, k, v])
+    }
+
+    /// The second half: takes these rows, the tokens of `queries`, to the layer's output, in place, once the keys and values
+    /// of all tokens are there.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn finish_rows(
+        &self,
+        x: &mut [T],
+        (queries, keys): (&Layout, &Layout),
+        call: &Call<'_, T>,
+        (k, v): (&[T], &[T]),
+        buffers: &mut LayerBuffers<T>,
+        next: &[T],
+    ) -> Result<()> {
+        let LayerBuffers { attention, hidden, normed, middle } = buffers;
+        let AttentionBuffers { q, result, .. } = attention;
+        let after = After { residual: Some(&*x), next: self.feed_forward.panels(), ..After::default() };
+        self.attention.attend_rows((queries, keys), call, (q, k, v), result, middle, after)?;
+        self.feed(x, queries.total(), (middle, normed), hidden, None, next)
+    }
+
+    /// What follows attention: its result in `middle`, the residual added unless there is dropout, becomes the layer's
+    /// output in `x`.
+    fn feed(
+        &self,
+        x: &mut [T],
+        rows: usize,
+        (middle, normed): (&mut [T], &mut [T]),
+        hidden: &mut HiddenRows<T>,
+        dropout: Option<u64>,
+        next: &[T],
+    ) -> Result<()> {
+        let norm_first = self.config.norm_first;
         if let Some(key) = dropout {
             self.drop_and_add(middle, x, site_key(key, 0, 1))?;
         }
@@ -180,7 +257,7 @@ impl<T: Float> EncoderLayer<T> {
         } else {
             self.norm2.forward(middle, x)?;
         }
-        Ok(weights)
+        Ok(())
     }
 
     fn drop_and_add(&self, y: &mut [T], x: &[T], key: u64) -> Result<()> {

@@ -63,10 +63,16 @@ impl Init {
     }
 }
 
-/// The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
-fn unit(low: u32, high: u32) -> f64 {
-    let bits = u64::from(low) | u64::from(high) << 32;
-    ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+/// Two numbers, uniform in (0, 1), of place `counter` in a stream of a key; `attempt` tells repeated draws apart.
+pub(super) fn unit_pair(key: u64, counter: u64, stream: u32, attempt: u32) -> (f64, f64) {
+    let key = [key as u32, (key >> 32) as u32];
+    let [a, b, c, d] = philox4x32([counter as u32, (counter >> 32) as u32, stream, attempt], key);
+    // The middle of one of 2^53 equal parts of (0, 1): neither end is ever drawn.
+    let unit = |low: u32, high: u32| {
+        let bits = u64::from(low) | u64::from(high) << 32;
+        ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64
+    };
+    (unit(a, b), unit(c, d))
 }
 
 /// The numbers of one parameter, drawn when they are asked for.
@@ -90,15 +96,13 @@ enum Distribution {
 impl Draws {
     /// Writes the numbers from place `start` on.
     fn fill<T: Float>(&self, start: usize, out: &mut [T]) {
-        let key = [self.key as u32, (self.key >> 32) as u32];
         for (counter, x) in (self.first + start as u64..).zip(out) {
-            let words = philox4x32([counter as u32, (counter >> 32) as u32, 1, 0], key);
+            let (first, second) = unit_pair(self.key, counter, 1, 0);
             *x = T::from_f64(match self.from {
-                Distribution::Uniform(bound) => (2.0 * unit(words[0], words[1]) - 1.0) * bound,
+                Distribution::Uniform(bound) => (2.0 * first - 1.0) * bound,
+                // Box and Muller 1958.
                 Distribution::Normal => {
-                    // Box and Muller 1958.
-                    let radius = (-2.0 * libm::log(unit(words[0], words[1]))).sqrt();
-                    radius * libm::cos(std::f64::consts::TAU * unit(words[2], words[3]))
+                    (-2.0 * libm::log(first)).sqrt() * libm::cos(std::f64::consts::TAU * second)
                 }
             });
         }

@@ -13,5 +13,6 @@ pub mod feed_forward;
 pub mod init;
 pub mod linear;
 pub mod norm;
+pub mod random;
 pub mod state;
 pub mod tokens;

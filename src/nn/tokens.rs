@@ -71,6 +71,21 @@ impl Layout {
         }
     }
 
+    /// Some of the tokens: of each sequence those among the rows, with their places.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        let mut places = Vec::with_capacity(self.lengths.len());
+        let mut at = 0;
+        for (b, &length) in self.lengths.iter().enumerate() {
+            let part = rows.start.clamp(at, at + length) - at..rows.end.clamp(at, at + length) - at;
+            places.push(match self.places_of(b) {
+                Some(all) => all[part].to_vec(),
+                None => part.map(|i| i as u32).collect(),
+            });
+            at += length;
+        }
+        Self { lengths: places.iter().map(Vec::len).collect(), full: self.full.clone(), places: Some(places) }
+    }
+
     /// Places of the tokens of sequence `b`, if padding was left out.
     pub fn places_of(&self, b: usize) -> Option<&Vec<u32>> {
         self.places.as_ref().map(|p| &p[b])
@@ -181,6 +196,16 @@ mod tests {
         assert_eq!(layout.part(1..3), Layout::dense(vec![4, 9]));
         let padded = Layout::padded(2, 3, Some(&[true, false, true, false, true, true]));
         assert_eq!(padded.part(1..2), Layout::padded(1, 3, Some(&[false, true, true])));
+    }
+
+    #[test]
+    fn rows_keep_the_places_of_their_tokens() {
+        let padded = Layout::padded(2, 3, Some(&[true, false, true, false, true, true]));
+        let part = padded.rows(1..3);
+        assert_eq!(part.places, Some(vec![vec![2], vec![1]]));
+        assert_eq!((part.lengths, part.full), (vec![1, 1], vec![3, 3]));
+        let dense = Layout::dense(vec![3, 4]).rows(4..6);
+        assert_eq!((dense.lengths, dense.places), (vec![0, 2], Some(vec![vec![], vec![1, 2]])));
     }
 
     #[test]

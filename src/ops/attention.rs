@@ -5,6 +5,7 @@
 //! queries, attends, and writes its rows of the output, of the log-sum-exp and of the weights. Keys that are blocked for
 //! the whole sequence are removed first, before tiles are cut, so that padding and holes have the bits of deletion.
 
+mod backward;
 mod task;
 
 use super::buffer::zeros;
@@ -14,6 +15,7 @@ use crate::kernels::attend::{Mask, ScoreKind};
 use crate::kernels::gemm::OutRows;
 use crate::simd::{Float, active};
 use crate::threads::team_size;
+pub use backward::{Gradients, MaskGradient, Saved};
 use task::Task;
 
 /// Query rows of a task: enough that packing a tile of keys costs a hundredth of using it, few enough that queries and

@@ -8,6 +8,8 @@ pub mod attention;
 pub mod buckets;
 pub mod buffer;
 pub mod columns;
+pub mod contrastive;
+pub mod cross_entropy;
 pub mod linear;
 pub mod linear_backward;
 pub mod masks;
@@ -19,6 +21,8 @@ pub mod rotary;
 pub(crate) mod rows;
 pub mod scaled_dot_product;
 pub mod softmax;
+pub mod squared_error;
+pub mod update;
 pub mod varlen;
 
 use std::sync::Mutex;

@@ -30,6 +30,7 @@ mod pullback;
 mod rng;
 mod text_encoder;
 mod threads;
+mod training;
 
 use pyo3::prelude::*;
 
@@ -97,6 +98,14 @@ mod _core {
     use super::text_encoder::{_unit_rows, PyTextEncoder};
     #[pymodule_export]
     use super::threads::{_after_fork, _override_num_threads, get_num_threads, set_num_threads};
+    #[pymodule_export]
+    use super::training::losses::{_contrastive, _cross_entropy, _squared_error};
+    #[pymodule_export]
+    use super::training::random::_draw;
+    #[pymodule_export]
+    use super::training::tensors::_tensor_file;
+    #[pymodule_export]
+    use super::training::update::{_adam_step, _cosine_decay, _sgd_step, _sum_of_squares};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

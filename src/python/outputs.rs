@@ -199,7 +199,7 @@ impl<'py> Out<'py> {
 }
 
 /// Whether two arrays have a byte in common.
-fn share_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
+pub(super) fn share_memory(a: &Bound<'_, PyUntypedArray>, b: &Bound<'_, PyUntypedArray>) -> PyResult<bool> {
     static SHARES: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
     if a.is_empty() || b.is_empty() {
         return Ok(false);

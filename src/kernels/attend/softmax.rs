@@ -35,7 +35,7 @@ pub fn greatest<T: Float, S: Simd<T>>(s: S, x: &[T], bits: u64, used: usize) -> 
 
 /// Whether the virtual lanes of the first `used` keys are all allowed, so that nothing has to be left out.
 #[inline(always)]
-fn covers(bits: u64, used: usize) -> bool {
+pub fn covers(bits: u64, used: usize) -> bool {
     let full = u64::MAX >> (KEY_TILE - used.next_multiple_of(VIRTUAL_LANES));
     bits & full == full
 }

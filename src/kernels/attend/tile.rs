@@ -363,7 +363,7 @@ const ALONE_NV: usize = 8;
 
 /// Copies a row of values, zeros after it.
 #[inline(always)]
-fn copy_row<T: Float, S: Simd<T>>(s: S, from: &[T], to: &mut [T]) {
+pub fn copy_row<T: Float, S: Simd<T>>(s: S, from: &[T], to: &mut [T]) {
     for at in (0..to.len()).step_by(S::LANES) {
         let v = if at + S::LANES <= from.len() {
             s.load(&from[at..])
@@ -376,7 +376,7 @@ fn copy_row<T: Float, S: Simd<T>>(s: S, from: &[T], to: &mut [T]) {
 
 /// Whether all numbers of a row are finite.
 #[inline(always)]
-fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
+pub fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
     let limit = s.splat(T::MAX);
     let all = u64::MAX >> (64 - S::LANES);
     (0..x.len()).step_by(S::LANES).all(|at| {
@@ -386,7 +386,7 @@ fn row_is_finite<T: Float, S: Simd<T>>(s: S, x: &[T]) -> bool {
 }
 
 #[inline(always)]
-fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
+pub fn product_tile<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     s: S,
     q: &[T],
     ldq: usize,

@@ -3,14 +3,18 @@
 //! ```text
 //! tokens   = tokenizer(text) for each text, on all threads
 //! order    = longest first                    tasks of one batch are then even
-//! batch    = texts until their tokens are 2048 rows; run, pool, put the rows back in the texts' own order
+//! batches  = texts of about equal length      run, pool, put the rows back in the texts' own order
 //! ```
 //!
 //! Rows are packed, so nothing is computed for padding, and the law of bits makes the cutting into batches invisible:
 //! an embedding is a function of its text. Tokenizing and computing take turns rather than overlap: both use every
 //! thread that the caller grants, so neither leaves a core idle for the other, and one thread stays one thread.
+//!
+//! Of many texts each thread takes whole batches from their ids to their embeddings, and waits for no other in between;
+//! few texts are one batch after the other, each on all threads.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use super::{Packed, TextEncoder};
@@ -20,11 +24,18 @@ use crate::models::tokenizer::TokenIds;
 use crate::ops::buffer::zeros;
 use crate::ops::try_parallel;
 use crate::simd::{self, Float};
-use crate::threads::checkpoint;
+use crate::threads::{checkpoint, team_size};
 
-/// Rows after which a batch is closed: the widest activation, (rows, F), stays in the caches' reach (12 MB for
-/// `MiniLM`), and more rows make no matrix product faster.
+/// Rows after which a batch on all threads is closed: the widest activation, (rows, F), stays in the caches' reach (12 MB
+/// for `MiniLM`), and more rows make no matrix product faster.
 const BATCH_ROWS: usize = 2048;
+
+/// Rows of a batch on one thread of several, at most and at least: enough that weights are used often once they are read.
+const THREAD_ROWS: (usize, usize) = (1024, 256);
+
+/// Parts of what is left, for each thread, that one batch takes: batches shrink towards the end, so that threads end at
+/// about the same time.
+const SHARES: usize = 4;
 
 /// Texts that one task tokenizes, some 300 microseconds of work: far more than it costs to wake a thread.
 const TEXTS_PER_TASK: usize = 16;
@@ -98,12 +109,11 @@ impl<T: Float> TextEncoder<T> {
         let d = self.width();
         let width = call.truncate_dim.map_or(d, |n| n.min(d));
         let mut rows = zeros(texts.len() * width)?;
-        self.in_batches(&tokens, |batch, packed, hidden| {
-            let pooled = self.pooled(packed, &hidden, call.skip)?;
+        let embed = |packed: &Packed| self.pooled(packed, &self.hidden(packed)?, call.skip);
+        self.in_batches(&tokens, embed, |batch, pooled| {
             for (row, &i) in pooled.chunks_exact(d).zip(batch) {
                 rows[i * width..(i + 1) * width].copy_from_slice(&row[..width]);
             }
-            Ok(())
         })?;
         // Rows that have unit length already keep their bits.
         if call.normalize && (width < d || !self.normalizes()) {
@@ -121,12 +131,18 @@ impl<T: Float> TextEncoder<T> {
         let d = self.width();
         let wide = self.config().hidden_size;
         let mut found: Vec<Option<(Vec<T>, Vec<T>)>> = vec![None; texts.len()];
-        self.in_batches(&tokens, |batch, packed, hidden| {
+        let both = |packed: &Packed| {
+            let hidden = self.hidden(packed)?;
             let pooled = self.pooled(packed, &hidden, call.skip)?;
-            for ((embedding, bounds), &i) in pooled.chunks_exact(d).zip(packed.starts.windows(2)).zip(batch) {
-                found[i] = Some((hidden[bounds[0] * wide..bounds[1] * wide].to_vec(), embedding.to_vec()));
+            Ok((hidden, pooled))
+        };
+        self.in_batches(&tokens, both, |batch, (hidden, pooled)| {
+            let mut rest = hidden.as_slice();
+            for (embedding, &i) in pooled.chunks_exact(d).zip(batch) {
+                let (states, after) = rest.split_at(tokens[i].ids.len() * wide);
+                found[i] = Some((states.to_vec(), embedding.to_vec()));
+                rest = after;
             }
-            Ok(())
         })?;
         let whole = tokens.into_iter().zip(counts).zip(found);
         whole
@@ -143,7 +159,7 @@ impl<T: Float> TextEncoder<T> {
     /// # Errors
     /// `Tokenizer`, `Value` for a pair that does not fit the length, `Interrupted`.
     pub fn tokenize(&self, texts: &[Text<'_>]) -> Result<(Vec<TokenIds>, Vec<TokenCount>)> {
-        let tokens = on_all_threads(texts, |text| {
+        let tokens = on_all_threads(texts, TEXTS_PER_TASK, |text| {
             let (tokens, cut) = self.tokenizer().ids_and_cut(text.text, text.pair)?;
             let used = tokens.ids.len();
             Ok((tokens, TokenCount { used, cut }))
@@ -156,7 +172,7 @@ impl<T: Float> TextEncoder<T> {
     /// # Errors
     /// `Tokenizer`, `Interrupted`.
     pub fn lengths(&self, texts: &[Text<'_>]) -> Result<Vec<usize>> {
-        on_all_threads(texts, |text| self.tokenizer().length(text.text, text.pair))
+        on_all_threads(texts, TEXTS_PER_TASK, |text| self.tokenizer().length(text.text, text.pair))
     }
 
     /// How many tokens a prompt puts before a text's own, a leading special token included.
@@ -170,50 +186,104 @@ impl<T: Float> TextEncoder<T> {
         Ok(tokens.texts.len() - usize::from(closing))
     }
 
-    /// Runs the texts batch by batch; `take` gets the places of a batch's texts, their tokens, and hidden states.
-    fn in_batches(
+    /// Runs the texts batch by batch; `take` gets the places of a batch's texts and what `compute` made of them.
+    fn in_batches<R: Send + Sync>(
         &self,
         tokens: &[TokenIds],
-        mut take: impl FnMut(&[usize], &Packed, Vec<T>) -> Result<()>,
+        compute: impl Fn(&Packed) -> Result<R> + Sync,
+        mut take: impl FnMut(&[usize], R),
     ) -> Result<()> {
         let mut order: Vec<usize> = (0..tokens.len()).collect();
         order.sort_by_key(|&i| Reverse(tokens[i].ids.len()));
-        let mut rest = order.as_slice();
-        while !rest.is_empty() {
+        let lengths: Vec<usize> = order.iter().map(|&i| tokens[i].ids.len()).collect();
+        let run = |batch: &Range<usize>| {
             let mut packed = Packed::new();
-            let mut count = 0;
-            for &i in rest {
-                if count > 0 && packed.rows() + tokens[i].ids.len() > BATCH_ROWS {
-                    break;
-                }
-                packed.push(&tokens[i]);
-                count += 1;
+            order[batch.clone()].iter().for_each(|&i| packed.push(&tokens[i]));
+            compute(&packed)
+        };
+        let (batches, side_by_side) = cut(&lengths, team_size());
+        if side_by_side {
+            let made = on_all_threads(&batches, 1, run)?;
+            batches.into_iter().zip(made).for_each(|(batch, made)| take(&order[batch], made));
+        } else {
+            for batch in batches {
+                let made = run(&batch)?;
+                take(&order[batch], made);
             }
-            let hidden = self.hidden(&packed)?;
-            take(&rest[..count], &packed, hidden)?;
-            rest = &rest[count..];
         }
         Ok(())
     }
 }
 
-/// `f` of each text, in their order.
-fn on_all_threads<R: Send + Sync>(
-    texts: &[Text<'_>],
-    f: impl Fn(&Text<'_>) -> Result<R> + Sync,
+/// Cuts texts of these lengths into batches, and says whether each batch shall have a thread of its own.
+fn cut(lengths: &[usize], team: usize) -> (Vec<Range<usize>>, bool) {
+    let mut left: usize = lengths.iter().sum();
+    let side_by_side = team > 1 && left > team * BATCH_ROWS;
+    let (most, least) = THREAD_ROWS;
+    let (mut batches, mut start) = (Vec::new(), 0);
+    while start < lengths.len() {
+        let rows = if side_by_side { (left / (SHARES * team)).clamp(least, most) } else { BATCH_ROWS };
+        let (mut end, mut taken) = (start + 1, lengths[start]);
+        while end < lengths.len() && taken + lengths[end] <= rows {
+            taken += lengths[end];
+            end += 1;
+        }
+        batches.push(start..end);
+        (start, left) = (end, left - taken);
+    }
+    (batches, side_by_side)
+}
+
+/// `f` of each item, in their order; a task takes `of_task` items.
+fn on_all_threads<I: Sync, R: Send + Sync>(
+    items: &[I],
+    of_task: usize,
+    f: impl Fn(&I) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
-    let parts: Vec<_> = texts.chunks(TEXTS_PER_TASK).map(|part| (part, OnceLock::new())).collect();
+    let parts: Vec<_> = items.chunks(of_task).map(|part| (part, OnceLock::new())).collect();
     try_parallel(parts.len(), |i| {
         let (part, place) = &parts[i];
         let found = part
             .iter()
-            .map(|text| {
+            .map(|item| {
                 checkpoint()?;
-                f(text)
+                f(item)
             })
             .collect::<Result<Vec<_>>>()?;
         // Each place has one task.
         place.set(found).map_err(|_| Error::Internal("a task ran twice".into()))
     })?;
     Ok(parts.into_iter().filter_map(|(_, place)| place.into_inner()).flatten().collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_hold_every_text_once_and_shrink_for_several_threads() {
+        let many: Vec<usize> = (0..2000).map(|i| 60 - i / 40).collect();
+        for (lengths, team, apart) in [
+            (&many[..], 1, false),
+            (&many[..], 2, true),
+            (&many[..], 4, true),
+            (&many[..90], 2, true),
+            (&many[..60], 2, false),
+            (&[9000, 1][..], 1, false),
+            (&[9000, 1][..], 2, true),
+            (&[][..], 2, false),
+        ] {
+            let (batches, side_by_side) = cut(lengths, team);
+            assert_eq!(side_by_side, apart, "{} texts, {team} threads", lengths.len());
+            let ends: Vec<usize> = std::iter::once(0).chain(batches.iter().map(|b| b.end)).collect();
+            assert!(batches.iter().zip(&ends).all(|(batch, &end)| batch.start == end && !batch.is_empty()));
+            assert_eq!(ends.last(), Some(&lengths.len()));
+            let rows: Vec<usize> = batches.into_iter().map(|b| lengths[b].iter().sum()).collect();
+            let most = if apart { THREAD_ROWS.0 } else { BATCH_ROWS };
+            assert!(rows.iter().all(|&n| n <= most || lengths.contains(&n)), "{rows:?}");
+            if apart && rows.len() > 4 * team {
+                assert!(rows[rows.len() - team..].iter().all(|&n| n <= THREAD_ROWS.1), "{rows:?}");
+            }
+        }
+    }
 }

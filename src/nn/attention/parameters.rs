@@ -92,35 +92,43 @@ impl<T: Float> MultiHeadAttention<T> {
     }
 }
 
-impl<T: Float> Module<T> for MultiHeadAttention<T> {
-    fn state(&self) -> Result<State<T>> {
+impl<T: Float> MultiHeadAttention<T> {
+    /// What belongs to the four projections, parameters or their gradients, under the names of the state.
+    pub(super) fn named(&self, [q, k, v, out]: [State<T>; 4]) -> State<T> {
         let config = &self.config;
         let mut state = Vec::new();
-        let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
-        if config.is_packed() {
-            let mut all = Vec::with_capacity(3 * config.d_model * config.d_model);
-            for (_, p) in parts {
-                all.extend(p.weight()?.data);
-            }
-            state
-                .push(("in_proj_weight".to_owned(), Tensor::new(&[3 * config.d_model, config.d_model], all)));
-        } else if config.fits_torch() {
-            for (x, p) in parts {
-                state.push((format!("{x}_proj_weight"), p.weight()?));
-            }
-        }
+        let parts = [("q", q), ("k", k), ("v", v)];
         if config.fits_torch() {
+            let (mut weights, mut biases) = (Vec::new(), Vec::new());
+            for (x, part) in parts {
+                for (name, tensor) in part {
+                    if name == "weight" { weights.push((x, tensor)) } else { biases.extend(tensor.data) }
+                }
+            }
+            if config.is_packed() {
+                let d = config.d_model;
+                let all = weights.into_iter().flat_map(|(_, w)| w.data).collect();
+                state.push(("in_proj_weight".to_owned(), Tensor::new(&[3 * d, d], all)));
+            } else {
+                state.extend(weights.into_iter().map(|(x, w)| (format!("{x}_proj_weight"), w)));
+            }
             if config.bias {
-                let all = parts.map(|(_, p)| p.bias().unwrap_or_default()).concat();
-                state.push(("in_proj_bias".to_owned(), Tensor::new(&[all.len()], all)));
+                state.push(("in_proj_bias".to_owned(), Tensor::new(&[biases.len()], biases)));
             }
         } else {
-            for (x, p) in parts {
-                state.extend(prefixed(&format!("{x}_proj."), p.state()?));
+            for (x, part) in parts {
+                state.extend(prefixed(&format!("{x}_proj."), part));
             }
         }
-        state.extend(prefixed("out_proj.", self.out.state()?));
-        Ok(state)
+        state.extend(prefixed("out_proj.", out));
+        state
+    }
+}
+
+impl<T: Float> Module<T> for MultiHeadAttention<T> {
+    fn state(&self) -> Result<State<T>> {
+        let [q, k, v, out] = [&self.q, &self.k, &self.v, &self.out].map(Module::state);
+        Ok(self.named([q?, k?, v?, out?]))
     }
 
     fn num_parameters(&self) -> usize {

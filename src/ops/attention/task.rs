@@ -221,7 +221,7 @@ impl<T: Float> Task<'_, T> {
 }
 
 /// What begins `start` into `data`; nothing where a sequence without rows begins behind the end.
-fn rest<T>(data: &[T], start: usize) -> &[T] {
+pub fn rest<T>(data: &[T], start: usize) -> &[T] {
     &data[start.min(data.len())..]
 }
 

@@ -25,6 +25,17 @@ pub enum Axes {
     List(Vec<usize>),
 }
 
+impl Axes {
+    /// With rows of `width` numbers, for texts of errors.
+    pub fn describe(&self, width: usize) -> String {
+        match self {
+            Axes::Single(l) => format!("shape ({l}, {width})"),
+            Axes::Batch(b, l) => format!("shape ({b}, {l}, {width})"),
+            Axes::List(lengths) => format!("a list of (L, {width}) with L in {lengths:?}"),
+        }
+    }
+}
+
 /// An argument that is a batch.
 pub struct Batch<'py, T: Send> {
     inputs: Vec<Input<'py, T>>,

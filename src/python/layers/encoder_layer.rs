@@ -9,6 +9,7 @@ use super::arguments::width;
 use super::held::{Either, Held, is_f64, with_layer};
 use super::multi_head_attention::rebuilding;
 use super::stack::{Given, LayerArguments, call, repr_of_layer, set_layer};
+use super::stack_vjp::vjp;
 use crate::error::Result;
 use crate::nn::encoder::Encoder;
 use crate::nn::encoder_layer::LayerConfig;
@@ -23,6 +24,12 @@ use crate::simd::Float;
 /// A stack of one layer whose parameters are named as those of a layer.
 #[derive(Clone, Debug)]
 struct OneLayer<T>(Encoder<T>);
+
+impl<T> AsRef<Encoder<T>> for OneLayer<T> {
+    fn as_ref(&self) -> &Encoder<T> {
+        &self.0
+    }
+}
 
 impl<T: Float> Module<T> for OneLayer<T> {
     fn state(&self) -> Result<State<T>> {
@@ -237,6 +244,75 @@ impl PyEncoderLayer {
                 is_layer: true,
             };
             with_layer!(self.held.get(), |layer| call(py, &layer.0, &given))
+        })
+    }
+
+    /// Take tokens through the layer, and return what turns the gradient of the result into gradients.
+    ///
+    /// Parameters
+    /// ----------
+    /// x : array_like or list of array_like
+    ///     As in a call. It is held, not copied, and must not be changed before the pullback was called.
+    /// attn_mask, key_mask, lengths, is_causal, window, head_mask : optional
+    ///     As in a call; held likewise.
+    /// training : bool, default False
+    ///     Whether dropout is at work.
+    /// rng : int or numpy.random.Generator, optional
+    ///     Seed of dropout; a generator is advanced by one draw. The pullback drops the same numbers.
+    ///
+    /// Returns
+    /// -------
+    /// out : ndarray or list of ndarray
+    ///     As of a call, the same bits.
+    /// pullback : Pullback
+    ///     `pullback(d_out)` gives `(d_x, grads)`: the gradient of `x`, 0 where `x` is padding, and a dict of those of the
+    ///     parameters, named as in `state_dict`, with that of `head_mask` where one was given.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If shapes do not fit or a value is out of range.
+    /// TypeError
+    ///     If a mask is of the wrong kind.
+    #[pyo3(signature = (x, *, attn_mask = None, key_mask = None, lengths = None, is_causal = false, window = None,
+        head_mask = None, training = false, rng = None, **unknown),
+        text_signature = "($self, x, *, attn_mask=None, key_mask=None, lengths=None, is_causal=False, window=None, head_mask=None, training=False, rng=None)")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    fn vjp<'py>(
+        &self,
+        py: Python<'py>,
+        x: &Bound<'py, PyAny>,
+        attn_mask: Option<&Bound<'py, PyAny>>,
+        key_mask: Option<&Bound<'py, PyAny>>,
+        lengths: Option<&Bound<'py, PyAny>>,
+        is_causal: bool,
+        window: Option<&Bound<'py, PyAny>>,
+        head_mask: Option<&Bound<'py, PyAny>>,
+        training: bool,
+        rng: Option<&Bound<'py, PyAny>>,
+        unknown: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        entry(|| {
+            no_more("EncoderLayer.vjp", unknown)?;
+            let masks = MaskArguments {
+                attn_mask,
+                key_mask,
+                key_lengths: lengths,
+                is_causal,
+                causal_offset: None,
+                window,
+            };
+            let dropout = training.then(|| rng_key(py, rng)).transpose()?;
+            let given = Given {
+                x,
+                masks,
+                head_mask,
+                hidden_states: false,
+                need_weights: None,
+                dropout,
+                is_layer: true,
+            };
+            with_layer!(self.held.get(), |layer| vjp(py, layer, &given))
         })
     }
 

@@ -13,8 +13,11 @@ pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;
 
+pub mod attention_call;
+pub mod attention_vjp;
 pub mod multi_head_attention;
 
 pub mod encoder;
 pub mod encoder_layer;
 pub mod stack;
+pub mod stack_vjp;

@@ -2,26 +2,20 @@
 
 use std::sync::Arc;
 
-use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::arguments::{optional_width, width};
-use super::batch::{Batch, give, give_weights, head_mask, is_empty_list, said};
+use super::attention_call::{Given, call};
+use super::attention_vjp::vjp;
 use super::held::{Either, Held, is_f64, with_layer};
 use crate::error::Error;
-use crate::nn::attention::{
-    AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources, WantedHeads,
-};
+use crate::nn::attention::{AttentionConfig, MultiHeadAttention};
 use crate::nn::init::Init;
-use crate::nn::tokens::Tokens;
-use crate::ops::buffer::zeros;
-use crate::ops::linear::After;
 use crate::python::boundary::{compute, entry};
 use crate::python::keywords::no_more;
-use crate::python::masks::{HeldMasks, MaskArguments};
+use crate::python::masks::MaskArguments;
 use crate::python::rng::key as rng_key;
-use crate::simd::Float;
 
 /// Multi-head attention with its projections.
 ///
@@ -72,20 +66,6 @@ use crate::simd::Float;
 #[pyclass(name = "MultiHeadAttention", module = "headwise", frozen, weakref)]
 pub struct PyMultiHeadAttention {
     held: Held<MultiHeadAttention<f32>, MultiHeadAttention<f64>>,
-}
-
-/// The keywords of a call.
-struct Given<'a, 'py> {
-    query: &'a Bound<'py, PyAny>,
-    key: Option<&'a Bound<'py, PyAny>>,
-    value: Option<&'a Bound<'py, PyAny>>,
-    masks: MaskArguments<'a, 'py>,
-    softcap: Option<f64>,
-    scale: Option<f64>,
-    head_mask: Option<&'a Bound<'py, PyAny>>,
-    need_weights: bool,
-    average_weights: bool,
-    dropout: Option<u64>,
 }
 
 impl PyMultiHeadAttention {
@@ -216,11 +196,7 @@ impl PyMultiHeadAttention {
     ) -> PyResult<Bound<'py, PyAny>> {
         entry(|| {
             no_more("MultiHeadAttention", unknown)?;
-            if key.is_none() && value.is_some() {
-                return Err(
-                    Error::Type("value: expected key as well; self-attention has neither".into()).into()
-                );
-            }
+            key_before_value(key, value)?;
             let given = Given {
                 query,
                 key,
@@ -234,6 +210,79 @@ impl PyMultiHeadAttention {
                 dropout: training.then(|| rng_key(py, rng)).transpose()?,
             };
             with_layer!(self.held.get(), |layer| call(py, &layer, &given))
+        })
+    }
+
+    /// Attend as a call does, and return what turns the gradient of the result into gradients.
+    ///
+    /// Parameters
+    /// ----------
+    /// query : array_like or list of array_like
+    ///     As in a call. It is held, not copied, and must not be changed before the pullback was called.
+    /// key, value : array_like or list of array_like, optional
+    ///     As in a call; held likewise.
+    /// attn_mask, key_mask, key_lengths, is_causal, causal_offset, window, softcap, scale, head_mask : optional
+    ///     As in a call; held likewise.
+    /// training : bool, default False
+    ///     Whether dropout is at work.
+    /// rng : int or numpy.random.Generator, optional
+    ///     Seed of dropout; a generator is advanced by one draw. The pullback drops the same numbers.
+    ///
+    /// Returns
+    /// -------
+    /// out : ndarray or list of ndarray
+    ///     As of a call, the same bits.
+    /// pullback : Pullback
+    ///     `pullback(d_out)` gives `(d_query, grads)` in self-attention, else `((d_query, d_key), grads)` or
+    ///     `((d_query, d_key, d_value), grads)`, whichever were given; `grads` is a dict of the gradients of the parameters,
+    ///     named as in `state_dict`, with that of `head_mask` where one was given.
+    ///
+    /// Raises
+    /// ------
+    /// ValueError
+    ///     If shapes do not fit or a value is out of range.
+    /// TypeError
+    ///     If a mask is of the wrong kind, or a list is mixed with an array.
+    #[pyo3(signature = (query, key = None, value = None, *, attn_mask = None, key_mask = None, key_lengths = None,
+        is_causal = false, causal_offset = None, window = None, softcap = None, scale = None, head_mask = None,
+        training = false, rng = None, **unknown),
+        text_signature = "($self, query, key=None, value=None, *, attn_mask=None, key_mask=None, key_lengths=None, is_causal=False, causal_offset=0, window=None, softcap=None, scale=None, head_mask=None, training=False, rng=None)")]
+    #[allow(clippy::too_many_arguments, reason = "the arguments of the contract")]
+    fn vjp<'py>(
+        &self,
+        py: Python<'py>,
+        query: &Bound<'py, PyAny>,
+        key: Option<&Bound<'py, PyAny>>,
+        value: Option<&Bound<'py, PyAny>>,
+        attn_mask: Option<&Bound<'py, PyAny>>,
+        key_mask: Option<&Bound<'py, PyAny>>,
+        key_lengths: Option<&Bound<'py, PyAny>>,
+        is_causal: bool,
+        causal_offset: Option<&Bound<'py, PyAny>>,
+        window: Option<&Bound<'py, PyAny>>,
+        softcap: Option<f64>,
+        scale: Option<f64>,
+        head_mask: Option<&Bound<'py, PyAny>>,
+        training: bool,
+        rng: Option<&Bound<'py, PyAny>>,
+        unknown: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        entry(|| {
+            no_more("MultiHeadAttention.vjp", unknown)?;
+            key_before_value(key, value)?;
+            let given = Given {
+                query,
+                key,
+                value,
+                masks: MaskArguments { attn_mask, key_mask, key_lengths, is_causal, causal_offset, window },
+                softcap: super::arguments::softcap(softcap)?,
+                scale,
+                head_mask,
+                need_weights: false,
+                average_weights: false,
+                dropout: training.then(|| rng_key(py, rng)).transpose()?,
+            };
+            with_layer!(self.held.get(), |layer| vjp(py, layer, &given))
         })
     }
 
@@ -371,6 +420,15 @@ impl PyMultiHeadAttention {
     }
 }
 
+/// # Errors
+/// `TypeError` for a value without a key.
+fn key_before_value(key: Option<&Bound<'_, PyAny>>, value: Option<&Bound<'_, PyAny>>) -> PyResult<()> {
+    if key.is_none() && value.is_some() {
+        return Err(Error::Type("value: expected key as well; self-attention has neither".into()).into());
+    }
+    Ok(())
+}
+
 /// `num_kv_heads` and `head_dim` where they are not what is assumed.
 pub(super) fn repr_of_attention(c: &AttentionConfig) -> String {
     let mut text = String::new();
@@ -418,118 +476,4 @@ pub(super) fn rebuilding<'py>(
     let rebuild = py.import("headwise._layers")?.getattr("rebuild")?;
     let arguments = (object.get_type(), keywords, heads, state).into_pyobject(py)?;
     (rebuild, arguments).into_pyobject(py)
-}
-
-fn call<'py, T: Float + Element>(
-    py: Python<'py>,
-    layer: &MultiHeadAttention<T>,
-    given: &Given<'_, 'py>,
-) -> PyResult<Bound<'py, PyAny>> {
-    let c = &layer.config;
-    let own = given.key.is_none();
-    let key_object = given.key.unwrap_or(given.query);
-    if own && is_empty_list(given.query) {
-        let empty = pyo3::types::PyList::empty(py);
-        return Ok(if given.need_weights {
-            (empty.clone(), empty).into_pyobject(py)?.into_any()
-        } else {
-            empty.into_any()
-        });
-    }
-    let query = Batch::<T>::read("query", given.query, c.d_model)?;
-    let keys = if own {
-        if c.key_dim != c.d_model || c.value_dim != c.d_model {
-            let text = format!("key: expected, with key_dim = {} and value_dim = {}", c.key_dim, c.value_dim);
-            return Err(Error::Type(text + "; self-attention needs both to be D").into());
-        }
-        None
-    } else {
-        let keys = Batch::<T>::read("key", key_object, c.key_dim)?;
-        keys.goes_with(&query, false)?;
-        Some(keys)
-    };
-    let values = match given.value {
-        Some(value) => Some(Batch::<T>::read("value", value, c.value_dim)?),
-        None if !own && c.value_dim != c.key_dim => {
-            return Err(Error::Type(format!("value: expected, with value_dim = {}", c.value_dim)).into());
-        }
-        None => None,
-    };
-    if let (Some(values), Some(keys)) = (&values, &keys) {
-        values.goes_with(keys, true)?;
-    }
-    let held = HeldMasks::<T>::read(&given.masks)?;
-    let masks = held.masks();
-    let key_axes = keys.as_ref().map_or(&query.axes, |k| &k.axes);
-    let said = said(&masks, c.num_heads, &query.axes, key_axes)?;
-    let factors = head_mask::<T>(given.head_mask, &[c.num_heads], "(H,)")?;
-    let keep = said.keep.as_deref();
-    let layout = query.layout(if own { keep } else { None });
-    let key_layout = keys.as_ref().map(|k| k.layout(keep));
-    let (rows, key_rows) = (query.rows(), keys.as_ref().map(Batch::rows));
-    let value_rows = values.as_ref().map(Batch::rows);
-    let call = Call {
-        masks: &said.elements,
-        causal: masks.is_causal,
-        window: masks.window,
-        softcap: given.softcap,
-        scale: given.scale,
-        head_mask: factors.as_deref(),
-        dropout: given.dropout,
-        weights: if given.need_weights { WantedHeads::All } else { WantedHeads::None },
-        ..Call::default()
-    };
-    let work = layout.total().saturating_mul(c.d_model * c.query_width());
-    let (need_weights, average_weights) = (given.need_weights, given.average_weights);
-    let (rows, key_rows, value_rows) = (&*rows, key_rows.as_deref(), value_rows.as_deref());
-    let (out, weights) = compute(py, work, || {
-        let x = layout.gather(rows, c.d_model);
-        let kx = match (&key_layout, key_rows) {
-            (Some(l), Some(rows)) => Some(l.gather(rows, c.key_dim)),
-            _ => None,
-        };
-        let vx = match (&key_layout, value_rows) {
-            (Some(l), Some(rows)) => Some(l.gather(rows, c.value_dim)),
-            _ => None,
-        };
-        let key_layout = key_layout.as_ref().unwrap_or(&layout);
-        let keys = Tokens { rows: kx.as_deref().unwrap_or(&x), layout: key_layout };
-        let values = vx.as_deref().unwrap_or(keys.rows);
-        let mut buffers = AttentionBuffers::new(c, layout.total(), key_layout.total())?;
-        let mut out = zeros(layout.total() * c.d_model)?;
-        let sources = Sources { queries: Tokens { rows: &x, layout: &layout }, keys, values };
-        let weights = layer.forward(sources, &call, &mut buffers, &mut out, After::default())?;
-        let weights =
-            if average_weights { mean_of_heads(&weights, &layout, key_layout, c.num_heads) } else { weights };
-        let heads = if average_weights { 1 } else { c.num_heads };
-        let weights = if need_weights { layout.scatter_weights(key_layout, weights, heads) } else { weights };
-        Ok((layout.scatter(out, c.d_model), weights))
-    })?;
-    let out = give(py, &query.axes, out, c.d_model)?;
-    if !given.need_weights {
-        return Ok(out);
-    }
-    let heads = (!given.average_weights).then_some(c.num_heads);
-    let weights = give_weights(py, &query.axes, key_axes, weights, heads)?;
-    Ok((out, weights).into_pyobject(py)?.into_any())
-}
-
-/// The mean over heads, summed in their order.
-fn mean_of_heads<T: Float>(
-    weights: &[T],
-    queries: &crate::nn::tokens::Layout,
-    keys: &crate::nn::tokens::Layout,
-    heads: usize,
-) -> Vec<T> {
-    let mut mean = Vec::with_capacity(weights.len() / heads.max(1));
-    let mut at = 0;
-    for (l, s) in queries.lengths.iter().zip(&keys.lengths) {
-        let n = l * s;
-        for i in 0..n {
-            let sum = (0..heads).fold(T::ZERO, |sum, h| sum + weights[at + h * n + i]);
-            mean.push(sum / T::from_f64(heads as f64));
-        }
-        at += heads * n;
-    }
-    mean
 }

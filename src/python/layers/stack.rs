@@ -7,7 +7,7 @@ use pyo3::types::{PyBool, PyDict, PyList};
 
 use super::arguments::{choice, optional_width, width};
 use super::batch::{Axes, Batch, give, give_weights, head_mask, is_empty_list, said};
-use crate::error::Error;
+use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::nn::attention::{AttentionConfig, WantedHeads};
 use crate::nn::encoder::{Encoder, StackCall};
@@ -166,6 +166,51 @@ impl Wanted {
 /// The class of what a stack returns.
 static OUTPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
+/// What a stack computes with.
+pub struct Inputs<'a, T> {
+    /// All rows, padding included.
+    pub rows: &'a [T],
+    /// Which of them are tokens.
+    pub layout: &'a Layout,
+    /// The call.
+    pub call: StackCall<'a, T>,
+}
+
+/// Reads the arguments of a call and hands them to `f`, which runs without the interpreter's lock; also returns the axes.
+///
+/// # Errors
+/// As the contract has them, and those of `f`.
+pub fn with_inputs<'py, T: Float + Element, R: Send>(
+    py: Python<'py>,
+    stack: &Encoder<T>,
+    given: &Given<'_, 'py>,
+    weights: &[WantedHeads<'_>],
+    f: impl FnOnce(Inputs<'_, T>) -> Result<R> + Send,
+) -> PyResult<(Axes, R)> {
+    let c = &stack.config.attention;
+    let x = if is_empty_list(given.x) { None } else { Some(Batch::<T>::read("x", given.x, c.d_model)?) };
+    let axes = x.as_ref().map_or(Axes::List(Vec::new()), |x| x.axes.clone());
+    let held = HeldMasks::<T>::read(&given.masks)?;
+    let masks = held.masks();
+    let said = said(&masks, c.num_heads, &axes, &axes).map_err(rename_lengths)?;
+    let factors = factors::<T>(stack, given)?;
+    let layout = x.as_ref().map_or_else(|| Layout::dense(Vec::new()), |x| x.layout(said.keep.as_deref()));
+    let rows = x.as_ref().map(Batch::rows).unwrap_or_default();
+    let call = StackCall {
+        masks: &said.elements,
+        causal: masks.is_causal,
+        window: masks.window,
+        head_mask: factors.as_deref(),
+        weights,
+        hidden_states: given.hidden_states,
+        dropout: given.dropout,
+    };
+    let work = layout.total().saturating_mul(stack.config.d_ff * c.d_model);
+    let inputs = Inputs { rows: &rows, layout: &layout, call };
+    let made = compute(py, work.saturating_mul(stack.layers.len()), || f(inputs))?;
+    Ok((axes, made))
+}
+
 /// Calls a stack.
 ///
 /// # Errors
@@ -175,17 +220,11 @@ pub fn call<'py, T: Float + Element>(
     stack: &Encoder<T>,
     given: &Given<'_, 'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let c = &stack.config.attention;
+    let d = stack.config.attention.d_model;
     let wanted = Wanted::read(given.need_weights, stack)?;
     if is_empty_list(given.x) && !given.hidden_states && matches!(wanted, Wanted::None) {
         return Ok(PyList::empty(py).into_any());
     }
-    let x = if is_empty_list(given.x) { None } else { Some(Batch::<T>::read("x", given.x, c.d_model)?) };
-    let axes = x.as_ref().map_or(Axes::List(Vec::new()), |x| x.axes.clone());
-    let held = HeldMasks::<T>::read(&given.masks)?;
-    let masks = held.masks();
-    let said = said(&masks, c.num_heads, &axes, &axes).map_err(rename_lengths)?;
-    let factors = factors::<T>(stack, given)?;
     let of_layers: Vec<Vec<usize>> = (0..stack.layers.len())
         .map(|n| match &wanted {
             Wanted::Pairs(pairs) => pairs.iter().filter(|p| p.0 == n).map(|p| p.1).collect(),
@@ -200,27 +239,15 @@ pub fn call<'py, T: Float + Element>(
             _ => WantedHeads::None,
         })
         .collect();
-    let layout = x.as_ref().map_or_else(|| Layout::dense(Vec::new()), |x| x.layout(said.keep.as_deref()));
-    let rows = x.as_ref().map(Batch::rows).unwrap_or_default();
-    let rows = &*rows;
-    let call = StackCall {
-        masks: &said.elements,
-        causal: masks.is_causal,
-        window: masks.window,
-        head_mask: factors.as_deref(),
-        weights: &weights,
-        hidden_states: given.hidden_states,
-        dropout: given.dropout,
-    };
-    let d = c.d_model;
-    let work = layout.total().saturating_mul(stack.config.d_ff * d).saturating_mul(stack.layers.len());
-    let output = compute(py, work, || {
-        let mut output = stack.forward(layout.gather(rows, d).into_owned(), &layout, &call)?;
+    // Nothing wanted of any layer is said by nothing.
+    let wanted_of_layers: &[_] = if matches!(wanted, Wanted::None) { &[] } else { &weights };
+    let (axes, output) = with_inputs(py, stack, given, wanted_of_layers, |Inputs { rows, layout, call }| {
+        let mut output = stack.forward(layout.gather(rows, d).into_owned(), layout, &call)?;
         output.rows = layout.scatter(output.rows, d);
         output.hidden_states = output.hidden_states.into_iter().map(|h| layout.scatter(h, d)).collect();
         for (n, w) in output.weights.iter_mut().enumerate() {
             let heads = weights[n].count(stack.layers[n].config.attention.num_heads);
-            *w = layout.scatter_weights(&layout, std::mem::take(w), heads);
+            *w = layout.scatter_weights(layout, std::mem::take(w), heads);
         }
         Ok(output)
     })?;
