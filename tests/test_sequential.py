@@ -317,3 +317,26 @@ def test_ragged_gradients_are_those_of_the_rows(rng):
         assert_same_bits(grads[k], want[k])
         assert_same_bits(again[k], want[k])
     assert repr(pullback) == "<pullback of Sequential>"
+
+
+@pytest.mark.parametrize("name", ["text", "attention"])
+def test_gradients_of_models_with_attention(rng, name):
+    model = randomize(MODELS[name](dtype="float64"), rng)
+    x = rng.integers(1, 11, (2, 6)) if name == "text" else input_of(name, rng, "float64")
+    keywords = {"lengths": [6, 4]} if name == "text" else {"key_mask": np.arange(6) < [[6], [4]]}
+    check_vjp(model, x, normals(rng, 2, 6, 3, dtype="float64"), **keywords)
+
+
+def test_gradients_of_functions_among_the_layers(rng):
+    model = hw.Sequential(
+        hw.Linear(5, 9, dtype="float64"), hw.gelu, hw.Linear(9, 4, dtype="float64"), hw.softmax
+    )
+    randomize(model, rng)
+    x, d_out = normals(rng, 7, 5, dtype="float64"), normals(rng, 7, 4, dtype="float64")
+    d_x, grads = check_vjp(model, x, d_out)
+    outs, pullback = model.vjp([x[:3], x[3:]])
+    d_xs, listed = pullback([d_out[:3], d_out[3:]])
+    assert_same_bits(np.concatenate(outs), model(x))
+    assert_same_bits(np.concatenate(d_xs), d_x)
+    for k, grad in grads.items():
+        assert_same_bits(listed[k], grad)
