@@ -9,7 +9,7 @@
 //!
 //! Both terms of the second form are at least 0, so the loss of a sure and correct row is small, never negative. The softmax
 //! is [`softmax_row`]'s, to the bit. Sums go over the 16 virtual lanes in the row's own type; the logarithm and the
-//! row's loss are f64. A class with t_c = 0 costs nothing, even where its logit is -inf. A row that does not count is
+//! row's loss are f64. A class with `t_c = 0` costs nothing, even where its logit is -inf. A row that does not count is
 //! not looked at: loss and gradient 0.
 
 use super::rows::{for_each_vector, keep_first, load_up_to, store_up_to, zero_lanes};
@@ -87,10 +87,8 @@ fn class_row<T: Float, S: Simd<T>>(s: S, x: &[T], out: &mut [T], class: usize, r
     let weight = class_weight.map_or(T::ONE, |w| w[class]);
     let own = (T::ONE - smoothing) * weight;
     let total = own + smoothing * mean_weight;
-    let mut loss = own.to_f64() * (row.max.to_f64() - x[class].to_f64());
-    if own == T::ZERO {
-        loss = 0.0;
-    }
+    let below = row.max.to_f64() - x[class].to_f64();
+    let mut loss = if own == T::ZERO { 0.0 } else { own.to_f64() * below };
     if smoothing != T::ZERO {
         loss += sums(s, x, None, row.max, rule).0.to_f64();
     }

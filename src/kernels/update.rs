@@ -45,16 +45,15 @@ impl<T: Float> Kernel<T> for Sgd<'_, T> {
         let n = self.parameter.len();
         let (p, g) = (&mut self.parameter[..n], &self.gradient[..n]);
         if let Some(velocity) = self.velocity {
-            let v = &mut velocity[..n];
-            for i in 0..n {
-                let g = decayed(g[i], weight_decay, p[i]);
-                v[i] = momentum * v[i] + g;
-                let direction = if nesterov { g + momentum * v[i] } else { v[i] };
-                p[i] = p[i] - lr * direction;
+            for ((p, &g), v) in p.iter_mut().zip(g).zip(&mut velocity[..n]) {
+                let g = decayed(g, weight_decay, *p);
+                *v = momentum * *v + g;
+                let direction = if nesterov { g + momentum * *v } else { *v };
+                *p = *p - lr * direction;
             }
         } else {
-            for i in 0..n {
-                p[i] = p[i] - lr * decayed(g[i], weight_decay, p[i]);
+            for (p, &g) in p.iter_mut().zip(g) {
+                *p = *p - lr * decayed(g, weight_decay, *p);
             }
         }
     }
@@ -109,13 +108,13 @@ impl<T: Float> Kernel<T> for Adam<'_, T> {
         let n = self.parameter.len();
         let (p, g) = (&mut self.parameter[..n], &self.gradient[..n]);
         let (m, v) = (&mut self.mean[..n], &mut self.square[..n]);
-        for i in 0..n {
-            let kept = p[i] * rule.keep;
-            let g = decayed(g[i], rule.weight_decay, kept);
-            m[i] += rule.mean_rate * (g - m[i]);
-            v[i] = rule.square_keep * v[i] + rule.square_rate * (g * g);
-            let root = v[i].sqrt() / rule.root_correction + rule.eps;
-            p[i] = kept - rule.step_size * (m[i] / root);
+        for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
+            let kept = *p * rule.keep;
+            let g = decayed(g, rule.weight_decay, kept);
+            *m += rule.mean_rate * (g - *m);
+            *v = rule.square_keep * *v + rule.square_rate * (g * g);
+            let root = v.sqrt() / rule.root_correction + rule.eps;
+            *p = kept - rule.step_size * (*m / root);
         }
     }
 }

@@ -46,7 +46,7 @@ pub fn contrastive<T: Float>(
     let (mut loss, mut ds) = pairs(&scores, b, n)?;
     if symmetric {
         let (other, turned) = pairs(&transposed(&scores, b, n)?, n, b)?;
-        loss = (loss + other) / 2.0;
+        loss = 0.5 * (loss + other);
         let half = T::from_f64(0.5);
         for (x, y) in ds.iter_mut().zip(&transposed(&turned, n, b)?) {
             *x = (*x + *y) * half;

@@ -120,7 +120,7 @@ fn in_blocks(numbers: impl ExactSizeIterator<Item = f64>) -> f64 {
     let last = numbers.len();
     for (i, x) in numbers.enumerate() {
         block += x;
-        if (i + 1) % BLOCK == 0 || i + 1 == last {
+        if (i + 1).is_multiple_of(BLOCK) || i + 1 == last {
             total += block;
             block = 0.0;
         }
@@ -160,7 +160,7 @@ fn check<T: Float>(
             assert_eq!(classes.len(), rows, "a class for each row");
             let counts = |row: usize| options.counted.is_none_or(|c| c[row]);
             let outside = |&(row, &class): &(usize, &i64)| {
-                counts(row) && usize::try_from(class).map_or(true, |class| class >= width)
+                counts(row) && usize::try_from(class).ok().is_none_or(|class| class >= width)
             };
             if let Some((row, class)) = classes.iter().enumerate().find(outside) {
                 return Err(Error::Value(format!(
