@@ -10,7 +10,7 @@ mod backward;
 pub(crate) mod config;
 pub(crate) mod parameters;
 
-pub use backward::{SavedAttention, SourceGradients};
+pub use backward::{LayerGradients, SavedAttention, SourceGradients};
 
 pub use config::AttentionConfig;
 
@@ -19,10 +19,10 @@ use super::linear::Linear;
 use super::tokens::{Layout, Tokens, buffer};
 use crate::error::Result;
 use crate::kernels::attend::{Mask, ScoreKind};
-use crate::ops::aligned::Reused;
 use crate::ops::attention::{Attention, Operand, Sequence, Strides, Wanted};
 use crate::ops::linear::After;
 use crate::ops::masks::{Element, Pairs};
+use crate::ops::reused::Reused;
 use crate::ops::rotary::rotate_rows;
 use crate::simd::Float;
 

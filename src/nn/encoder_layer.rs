@@ -18,8 +18,8 @@ use super::state::{Loader, Module, State, prefixed};
 use super::tokens::{Layout, Tokens, buffer};
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
-use crate::ops::aligned::Reused;
 use crate::ops::linear::After;
+use crate::ops::reused::Reused;
 use crate::simd::Float;
 
 /// Widths and options of a layer.

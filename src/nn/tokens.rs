@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::error::Result;
-use crate::ops::aligned::Reused;
+use crate::ops::reused::Reused;
 use crate::simd::Float;
 
 /// Which rows of a padded batch are tokens.

@@ -1,30 +1,65 @@
 //! Buffers that start on a cache line, asked for in a way that can be refused.
 
-use std::sync::Mutex;
+use bytemuck::Pod;
 
-use bytemuck::{Pod, Zeroable};
-
+use super::buffer::zeros;
 use crate::error::{Error, Result};
 
-/// A cache line; vectors of 512 bits that straddle two of them load at half the speed.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
+/// Bytes of a cache line; vectors of 512 bits that straddle two of them load at half the speed.
+const LINE: usize = 64;
+
+/// Memory that starts on a cache line: a vector somewhat longer, and where in it. An aligned type would do, but the
+/// allocator clears aligned memory at once, on one thread, while plain memory is cleared when it is first written, by the
+/// thread that writes there.
+#[derive(Default)]
+pub(super) struct Lines {
+    words: Vec<u64>,
+    start: usize,
+}
+
+impl Lines {
+    /// Room for so many bytes, all zero.
+    fn zeros(bytes: usize) -> Result<Self> {
+        let words = zeros::<u64>((bytes / 8).saturating_add(LINE / 8))?;
+        let start = words.as_ptr().align_offset(LINE);
+        Ok(Self { words, start })
+    }
+
+    /// Whole cache lines that there is room for.
+    pub(super) fn bytes(&self) -> usize {
+        self.words.len().saturating_sub(LINE / 8) * 8
+    }
+}
 
 /// Numbers that start on a cache line, zero at first.
 pub struct Aligned<T> {
-    lines: Vec<Line>,
+    lines: Lines,
     len: usize,
     numbers: std::marker::PhantomData<T>,
 }
 
 impl<T: Pod> Aligned<T> {
+    /// No numbers yet, in memory that is there already.
+    pub(super) fn within(lines: Lines) -> Self {
+        Self { lines, len: 0, numbers: std::marker::PhantomData }
+    }
+
+    /// Bytes of the memory.
+    pub(super) fn bytes(&self) -> usize {
+        self.lines.bytes()
+    }
+
+    /// The memory.
+    pub(super) fn into_lines(self) -> Lines {
+        self.lines
+    }
+
     /// `len` zeros.
     ///
     /// # Errors
     /// `Memory` where they cannot be had.
     pub fn zeros(len: usize) -> Result<Self> {
-        let mut new = Self { lines: Vec::new(), len: 0, numbers: std::marker::PhantomData };
+        let mut new = Self::within(Lines::default());
         new.grow(len)?;
         Ok(new)
     }
@@ -36,10 +71,11 @@ impl<T: Pod> Aligned<T> {
     pub fn grow(&mut self, len: usize) -> Result<()> {
         let refused = || Error::Memory(format!("cannot allocate {len} numbers of {} bytes", size_of::<T>()));
         let bytes = len.checked_mul(size_of::<T>()).ok_or_else(refused)?;
-        let lines = bytes.div_ceil(64);
-        if lines > self.lines.len() {
-            self.lines.try_reserve_exact(lines - self.lines.len()).map_err(|_| refused())?;
-            self.lines.resize(lines, Line::zeroed());
+        if bytes > self.lines.bytes() {
+            let mut larger = Self::within(Lines::zeros(bytes.next_multiple_of(LINE))?);
+            larger.len = self.len;
+            larger.copy_from_slice(self);
+            *self = larger;
         }
         self.len = self.len.max(len);
         Ok(())
@@ -49,79 +85,15 @@ impl<T: Pod> Aligned<T> {
 impl<T: Pod> std::ops::Deref for Aligned<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &bytemuck::cast_slice(&self.lines)[..self.len]
+        let words = &self.lines.words[self.lines.start..];
+        &bytemuck::cast_slice(&words[..(self.len * size_of::<T>()).div_ceil(8)])[..self.len]
     }
 }
 
 impl<T: Pod> std::ops::DerefMut for Aligned<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut bytemuck::cast_slice_mut(&mut self.lines)[..self.len]
-    }
-}
-
-/// A buffer of at least `len` numbers whose content is arbitrary; its memory comes from a buffer that was dropped, where one
-/// fits, and goes to the next when it is dropped itself. Fresh memory costs a page fault and a cleared page for every 4 KB,
-/// which took a thirtieth of a model's time.
-pub struct Reused<T: Pod>(Aligned<T>);
-
-/// What [`Reused`] buffers left behind; at most [`KEPT_BUFFERS`] bytes.
-static LEFT: Mutex<Vec<Vec<Line>>> = Mutex::new(Vec::new());
-
-/// Bytes that are kept for the next call: the buffers of a thousand rows of a small model.
-const KEPT_BUFFERS: usize = 16 << 20;
-
-/// Bytes below which memory comes from the allocator's own lists.
-const SMALL_BUFFER: usize = 64 << 10;
-
-impl<T: Pod> Reused<T> {
-    /// Room for `len` numbers.
-    ///
-    /// # Errors
-    /// `Memory` where it cannot be had.
-    pub fn new(len: usize) -> Result<Self> {
-        let mut buffer = Aligned { lines: Vec::new(), len: 0, numbers: std::marker::PhantomData };
-        let lines = len.saturating_mul(size_of::<T>()).div_ceil(64);
-        // Whoever cannot have the lock at once, a forked child for one whose parent held it, does without.
-        if let Ok(mut left) = LEFT.try_lock() {
-            // One that is much too large is left for who needs it.
-            let fits = (0..left.len()).filter(|&i| (lines..=4 * lines).contains(&left[i].len()));
-            if let Some(best) = fits.min_by_key(|&i| left[i].len()) {
-                buffer.lines = left.swap_remove(best);
-            }
-        }
-        buffer.grow(len)?;
-        Ok(Self(buffer))
-    }
-}
-
-impl<T: Pod> Drop for Reused<T> {
-    fn drop(&mut self) {
-        let lines = std::mem::take(&mut self.0.lines);
-        let bytes = lines.len() * size_of::<Line>();
-        if !(SMALL_BUFFER..=KEPT_BUFFERS).contains(&bytes) {
-            return;
-        }
-        if let Ok(mut left) = LEFT.try_lock() {
-            left.push(lines);
-            left.sort_unstable_by_key(Vec::len);
-            // The small ones go first: they are cheap to have again.
-            while left.iter().map(Vec::len).sum::<usize>() * size_of::<Line>() > KEPT_BUFFERS {
-                left.remove(0);
-            }
-        }
-    }
-}
-
-impl<T: Pod> std::ops::Deref for Reused<T> {
-    type Target = [T];
-    fn deref(&self) -> &[T] {
-        &self.0
-    }
-}
-
-impl<T: Pod> std::ops::DerefMut for Reused<T> {
-    fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.0
+        let words = &mut self.lines.words[self.lines.start..];
+        &mut bytemuck::cast_slice_mut(&mut words[..(self.len * size_of::<T>()).div_ceil(8)])[..self.len]
     }
 }
 
@@ -150,24 +122,3 @@ pub fn with_scratch<T: Pod, R>(len: usize, f: impl FnOnce(&mut [T]) -> Result<R>
 
 /// Bytes of scratch that a thread keeps between calls: the tiles of every usual shape.
 const KEPT_SCRATCH: usize = 4 << 20;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn dropped_buffers_come_back_and_are_few() {
-        let mut first = Reused::<f32>::new(1 << 20).unwrap();
-        first.fill(7.0);
-        let start = first.as_ptr();
-        drop(first);
-        let second = Reused::<f64>::new((1 << 19) - 3).unwrap();
-        assert_eq!(second.len(), (1 << 19) - 3);
-        assert_eq!(second.as_ptr().cast::<f32>(), start);
-        drop(second);
-        // Twenty of 2 MB at the same time: at most eight are kept.
-        drop((0..20).map(|_| Reused::<f32>::new(1 << 19).unwrap()).collect::<Vec<_>>());
-        assert!(LEFT.lock().unwrap().iter().map(Vec::len).sum::<usize>() * 64 <= KEPT_BUFFERS);
-        assert!(matches!(Reused::<f64>::new(usize::MAX / 2), Err(Error::Memory(_))));
-    }
-}

@@ -11,8 +11,9 @@
 
 use std::ops::Range;
 
-use super::aligned::{Reused, with_scratch};
+use super::aligned::with_scratch;
 use super::linear::{PackedLinear, RegisterTile, TASK_ROWS, TASK_WORK, TileOf, WORTH_A_THREAD, by_panels};
+use super::reused::Reused;
 use super::try_parallel;
 use crate::error::Result;
 use crate::kernels::activation::Activation;

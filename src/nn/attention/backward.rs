@@ -10,10 +10,10 @@ use super::{Call, MultiHeadAttention, Sources};
 use crate::error::Result;
 use crate::nn::state::State;
 use crate::nn::tokens::{Layout, buffer};
-use crate::ops::aligned::Reused;
 use crate::ops::attention::{Gradients, Saved, Strides, Wanted};
 use crate::ops::buffer::zeros;
 use crate::ops::linear::After;
+use crate::ops::reused::Reused;
 use crate::ops::rotary::{rotate_rows, rotate_rows_back};
 use crate::simd::Float;
 

@@ -8,16 +8,19 @@ use crate::nn::attention::Call;
 use crate::nn::dropout::site_key;
 use crate::nn::encoder_layer::{EncoderLayer, SavedLayer};
 use crate::nn::state::{State, prefixed};
-use crate::nn::tokens::Layout;
+use crate::nn::tokens::{Layout, buffer};
 use crate::ops::alibi::alibi_slopes;
 use crate::ops::buffer::zeros;
+use crate::ops::reused::{InTraining, Reused};
 use crate::simd::Float;
 
 /// What [`Encoder::forward_saved`] keeps.
 pub struct SavedStack<T: Float> {
     layers: Vec<SavedLayer<T>>,
     /// The input of the final norm, where there is one.
-    before_norm: Option<Vec<T>>,
+    before_norm: Option<Reused<T>>,
+    /// Dropped last: what the layers leave is kept for the next step as long as another one goes on.
+    _training: InTraining,
 }
 
 /// Gradients of a stack.
@@ -37,11 +40,12 @@ impl<T: Float> Encoder<T> {
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn forward_saved(
         &self,
-        rows: Vec<T>,
+        rows: &[T],
         layout: &Layout,
         call: &StackCall<'_, T>,
     ) -> Result<(Vec<T>, SavedStack<T>)> {
-        let mut x = rows;
+        let training = InTraining::new();
+        let mut x = copied(rows)?;
         if self.positions == Some(Positions::Sinusoidal) {
             self.add_positions(&mut x, layout)?;
         }
@@ -50,18 +54,22 @@ impl<T: Float> Encoder<T> {
             let slopes = self.slopes(layer)?;
             let of_layer = self.call_of(n, call, slopes.as_deref());
             let next = self.layers.get(n + 1).map_or(&[][..], EncoderLayer::panels);
-            layers.push(layer.forward_saved(&mut x, layout, &of_layer, next)?);
+            let (out, saved) = layer.forward_saved(x, layout, &of_layer, next)?;
+            layers.push(saved);
+            x = out;
         }
+        let mut out = zeros(x.len())?;
         let mut before_norm = None;
         if let Some(norm) = &self.norm {
-            let mut normed = zeros(x.len())?;
-            norm.forward(&x, &mut normed)?;
-            before_norm = Some(std::mem::replace(&mut x, normed));
+            norm.forward(&x, &mut out)?;
+            before_norm = Some(x);
+        } else {
+            out.copy_from_slice(&x);
         }
-        Ok((x, SavedStack { layers, before_norm }))
+        Ok((out, SavedStack { layers, before_norm, _training: training }))
     }
 
-    /// From the call, what its forward pass kept and the gradient `d` (T, D) of its result: all gradients.
+    /// From the call, what its forward pass kept and the gradient `d_out` (T, D) of its result: all gradients.
     ///
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
@@ -70,20 +78,22 @@ impl<T: Float> Encoder<T> {
         layout: &Layout,
         call: &StackCall<'_, T>,
         saved: &SavedStack<T>,
-        d: Vec<T>,
+        d_out: &[T],
     ) -> Result<StackGradients<T>> {
-        let mut d = d;
         let mut last = Vec::new();
+        let mut d;
         if let (Some(norm), Some(x)) = (&self.norm, &saved.before_norm) {
-            let mut dx = zeros(d.len())?;
-            last = prefixed("norm.", norm.backward(x, &d, &mut dx)?).collect();
-            d = dx;
+            d = buffer(d_out.len(), 1)?;
+            last = prefixed("norm.", norm.backward(x, d_out, &mut d)?).collect();
+        } else {
+            d = copied(d_out)?;
         }
         let mut of_layers = Vec::with_capacity(self.layers.len());
         for (n, (layer, saved)) in self.layers.iter().zip(&saved.layers).enumerate().rev() {
             let slopes = self.slopes(layer)?;
             let of_layer = self.call_of(n, call, slopes.as_deref());
-            let (grads, head_mask) = layer.backward(layout, &of_layer, saved, &mut d)?;
+            let (dx, (grads, head_mask)) = layer.backward(layout, &of_layer, saved, d)?;
+            d = dx;
             let grads: State<T> = prefixed(&format!("layers.{n}."), grads).collect();
             of_layers.push((grads, head_mask));
         }
@@ -95,7 +105,7 @@ impl<T: Float> Encoder<T> {
             }
         }
         parameters.extend(last);
-        Ok(StackGradients { x: d, parameters, head_mask })
+        Ok(StackGradients { x: d.to_vec(), parameters, head_mask })
     }
 
     /// The slopes of a layer's heads, where places are told by them.
@@ -122,4 +132,11 @@ impl<T: Float> Encoder<T> {
             ..Call::default()
         }
     }
+}
+
+/// A copy in a buffer that layers hand on.
+fn copied<T: Float>(x: &[T]) -> Result<Reused<T>> {
+    let mut copy = buffer(x.len(), 1)?;
+    copy.copy_from_slice(x);
+    Ok(copy)
 }

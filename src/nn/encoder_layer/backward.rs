@@ -10,13 +10,13 @@
 
 use super::EncoderLayer;
 use crate::error::Result;
-use crate::nn::attention::{Call, SavedAttention, SourceGradients, Sources};
+use crate::nn::attention::{Call, LayerGradients, SavedAttention, SourceGradients, Sources};
 use crate::nn::dropout::{drop_out, site_key};
 use crate::nn::feed_forward::SavedHidden;
 use crate::nn::state::{State, prefixed};
 use crate::nn::tokens::{Layout, Tokens, buffer};
-use crate::ops::aligned::Reused;
 use crate::ops::linear::After;
+use crate::ops::reused::Reused;
 use crate::ops::rows::over_rows;
 use crate::simd::Float;
 
@@ -28,8 +28,8 @@ pub struct SavedLayer<T: Float> {
     /// m
     middle: Reused<T>,
     hidden: SavedHidden<T>,
-    /// f of post-norm, else empty.
-    fed: Reused<T>,
+    /// f, of post-norm.
+    fed: Option<Reused<T>>,
 }
 
 /// Sites of dropout within a layer; the other two are those of weights and of hidden rows.
@@ -43,42 +43,40 @@ impl<T: Float> EncoderLayer<T> {
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn forward_saved(
         &self,
-        x: &mut [T],
+        x: Reused<T>,
         layout: &Layout,
         call: &Call<'_, T>,
         next: &[T],
-    ) -> Result<SavedLayer<T>> {
+    ) -> Result<(Reused<T>, SavedLayer<T>)> {
         let (rows, d) = (layout.total(), self.config.attention.d_model);
         let (norm_first, dropout) = (self.config.norm_first, self.dropout_of(call));
-        let (mut kept, mut middle) = (buffer(rows, d)?, buffer(rows, d)?);
-        kept.copy_from_slice(x);
-        let mut normed = buffer(rows, d)?;
+        let (mut middle, mut normed, mut out) = (buffer(rows, d)?, buffer(rows, d)?, buffer(rows, d)?);
         if norm_first {
-            self.norm1.forward(x, &mut normed)?;
+            self.norm1.forward(&x, &mut normed)?;
         }
-        let first: &[T] = if norm_first { &normed } else { x };
-        let residual = dropout.is_none().then_some(&kept[..]);
+        let first: &[T] = if norm_first { &normed } else { &x };
+        let residual = dropout.is_none().then_some(&x[..]);
         let after = After { residual, next: self.feed_forward.panels(), ..After::default() };
         let sources = Sources::own(Tokens { rows: first, layout });
         let attention = self.attention.forward_saved(sources, call, &mut middle, after)?;
-        self.drop_then_add(&mut middle, &kept, dropout, AFTER_ATTENTION)?;
+        self.drop_then_add(&mut middle, &x, dropout, AFTER_ATTENTION)?;
 
         let norm = if norm_first { &self.norm2 } else { &self.norm1 };
         norm.forward(&middle, &mut normed)?;
         let before: &[T] = if norm_first { &middle } else { &normed };
         let residual = dropout.is_none().then_some(before);
-        let hidden = self.feed_forward.forward_saved(&normed, rows, x, (residual, next), dropout)?;
-        self.drop_then_add(x, before, dropout, AFTER_FEED)?;
-        let mut fed = buffer(if norm_first { 0 } else { rows }, d)?;
+        let hidden = self.feed_forward.forward_saved(&normed, rows, &mut out, (residual, next), dropout)?;
+        self.drop_then_add(&mut out, before, dropout, AFTER_FEED)?;
+        let mut fed = None;
         if !norm_first {
-            fed.copy_from_slice(x);
-            self.norm2.forward(&fed, x)?;
+            self.norm2.forward(&out, &mut normed)?;
+            fed = Some(std::mem::replace(&mut out, normed));
         }
-        Ok(SavedLayer { x: kept, attention, middle, hidden, fed })
+        Ok((out, SavedLayer { x, attention, middle, hidden, fed }))
     }
 
-    /// From the call, what its forward pass kept and the gradient `d` (T, D) of its result, which becomes that of the input,
-    /// in place: the gradients of the parameters, named as in the state, and of the factors of heads.
+    /// From the call, what its forward pass kept and the gradient `d` (T, D) of its result: that of the input, and those of
+    /// the parameters, named as in the state, and of the factors of heads.
     ///
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
@@ -87,59 +85,60 @@ impl<T: Float> EncoderLayer<T> {
         layout: &Layout,
         call: &Call<'_, T>,
         saved: &SavedLayer<T>,
-        d: &mut [T],
-    ) -> Result<(State<T>, Option<Vec<T>>)> {
+        d: Reused<T>,
+    ) -> Result<(Reused<T>, LayerGradients<T>)> {
         let (rows, width) = (layout.total(), self.config.attention.d_model);
-        let (norm_first, dropout) = (self.config.norm_first, self.dropout_of(call));
+        let dropout = self.dropout_of(call);
         let SavedLayer { x, attention, middle, hidden, fed } = saved;
-        let (mut normed, mut dropped) = (buffer(rows, width)?, buffer(rows, width)?);
-        let mut d_normed = buffer(rows, width)?;
+        let (mut d, mut other) = (d, buffer(rows, width)?);
+        let (mut normed, mut dropped) =
+            (buffer(rows, width)?, buffer(if dropout.is_some() { rows } else { 0 }, width)?);
 
         // Back through the feed-forward part: d becomes dm.
-        let norm = if norm_first { &self.norm2 } else { &self.norm1 };
-        norm.forward(middle, &mut normed)?;
-        let mut d_fed = buffer(if norm_first { 0 } else { rows }, width)?;
-        let mut norm2 = Vec::new();
-        if !norm_first {
-            norm2 = self.norm2.backward(fed, d, &mut d_fed)?;
-            d.copy_from_slice(&d_fed);
-        }
-        let d_out = self.dropped(d, &mut dropped, dropout, AFTER_FEED)?;
-        let residual = (!norm_first).then_some(&*d);
-        let feed =
-            self.feed_forward.backward((&normed, rows), hidden, d_out, dropout, &mut d_normed, residual)?;
-        let norm1 = if norm_first {
-            let mut d_middle = buffer(rows, width)?;
-            norm2 = self.norm2.backward(middle, &d_normed, &mut d_middle)?;
-            add(d, &d_middle)?;
-            self.norm1.forward(x, &mut normed)?;
-            Vec::new()
+        let (norm1, norm2, feed);
+        if let Some(fed) = fed {
+            self.norm1.forward(middle, &mut normed)?;
+            norm2 = self.norm2.backward(fed, &d, &mut other)?;
+            let d_fed = self.dropped(&other, &mut dropped, dropout, AFTER_FEED)?;
+            let rows = (&normed[..], rows);
+            feed = self.feed_forward.backward(rows, hidden, d_fed, dropout, &mut d, Some(&other))?;
+            norm1 = Some(self.norm1.backward(middle, &d, &mut other)?);
+            std::mem::swap(&mut d, &mut other);
         } else {
-            self.norm1.backward(middle, &d_normed, d)?
-        };
+            self.norm2.forward(middle, &mut normed)?;
+            let d_fed = self.dropped(&d, &mut dropped, dropout, AFTER_FEED)?;
+            let rows = (&normed[..], rows);
+            feed = self.feed_forward.backward(rows, hidden, d_fed, dropout, &mut other, None)?;
+            norm2 = self.norm2.backward(middle, &other, &mut normed)?;
+            add(&mut d, &normed)?;
+            self.norm1.forward(x, &mut normed)?;
+            norm1 = None;
+        }
 
         // Back through attention: dm becomes dx.
-        let d_out = self.dropped(d, &mut dropped, dropout, AFTER_ATTENTION)?;
-        let residual = (!norm_first).then_some(&*d);
-        let first: &[T] = if norm_first { &normed } else { x };
-        let sources = Sources::own(Tokens { rows: first, layout });
-        let into = SourceGradients { queries: &mut d_normed, keys: None, values: None };
+        let d_attended = self.dropped(&d, &mut dropped, dropout, AFTER_ATTENTION)?;
+        let is_post = norm1.is_some();
+        let sources = Sources::own(Tokens { rows: if is_post { x } else { &normed }, layout });
+        let into = SourceGradients { queries: &mut other, keys: None, values: None };
+        let residual = is_post.then_some(&d[..]);
         let (of_attention, d_head_mask) =
-            self.attention.backward(sources, call, attention, d_out, into, residual)?;
-        let norm1 = if norm_first {
-            let mut d_x = buffer(rows, width)?;
-            let norm1 = self.norm1.backward(x, &d_normed, &mut d_x)?;
-            add(d, &d_x)?;
-            norm1
-        } else {
-            d.copy_from_slice(&d_normed);
-            norm1
+            self.attention.backward(sources, call, attention, d_attended, into, residual)?;
+        let norm1 = match norm1 {
+            Some(norm1) => {
+                std::mem::swap(&mut d, &mut other);
+                norm1
+            }
+            None => {
+                let norm1 = self.norm1.backward(x, &other, &mut normed)?;
+                add(&mut d, &normed)?;
+                norm1
+            }
         };
         let mut grads: State<T> = prefixed("self_attn.", of_attention).collect();
         grads.extend(feed);
         grads.extend(prefixed("norm1.", norm1));
         grads.extend(prefixed("norm2.", norm2));
-        Ok((grads, d_head_mask))
+        Ok((d, (grads, d_head_mask)))
     }
 
     fn dropout_of(&self, call: &Call<'_, T>) -> Option<u64> {

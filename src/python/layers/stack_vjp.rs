@@ -84,8 +84,7 @@ pub fn vjp<'py, T: Float + Element>(
     let d = encoder.config.attention.d_model;
     let (axes, (out, saved, layout)) =
         with_inputs(py, encoder, given, &[], |Inputs { rows, layout, call }| {
-            let x = layout.gather(rows, d).into_owned();
-            let (out, saved) = encoder.forward_saved(x, layout, &call)?;
+            let (out, saved) = encoder.forward_saved(&layout.gather(rows, d), layout, &call)?;
             Ok((layout.scatter(out, d), saved, layout.clone()))
         })?;
     let out = give(py, &axes, out, d)?;
@@ -99,8 +98,8 @@ pub fn vjp<'py, T: Float + Element>(
         let (_, gradients) = kept.with(py, |given| {
             with_inputs(py, encoder, given, &[], |Inputs { layout: now, call, .. }| {
                 same_tokens(now, &layout)?;
-                let d_rows = layout.gather(d_rows, d).into_owned();
-                let mut gradients = encoder.backward(&layout, &call, &saved, d_rows)?;
+                let d_rows = layout.gather(d_rows, d);
+                let mut gradients = encoder.backward(&layout, &call, &saved, &d_rows)?;
                 gradients.x = layout.scatter(gradients.x, d);
                 Ok(gradients)
             })
