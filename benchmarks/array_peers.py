@@ -76,3 +76,24 @@ def encoder(setup: Setup, ours: hw.Encoder, x: Array, layers: int, heads: int, i
     peer.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
     tensor = torch.from_numpy(x)
     return {"torch": torch.inference_mode()(lambda: peer(tensor))}
+
+
+def encoder_training(
+    setup: Setup, ours: hw.Encoder, x: Array, d_out: Array, layers: int, heads: int, inner: int
+) -> Calls:
+    """Return PyTorch's encoder forwards and backwards: gradients of the input and of all parameters."""
+    if "torch" not in setup.peers:
+        return {}
+    import torch
+
+    block = torch.nn.TransformerEncoderLayer(x.shape[-1], heads, inner, dropout=0.0, batch_first=True)
+    peer = torch.nn.TransformerEncoder(block, layers)
+    peer.load_state_dict({name: torch.from_numpy(array) for name, array in ours.state_dict().items()})
+    tensor, gradient = torch.from_numpy(x).requires_grad_(), torch.from_numpy(d_out)
+
+    def both() -> None:
+        peer.zero_grad()
+        tensor.grad = None
+        peer(tensor).backward(gradient)
+
+    return {"torch": both}

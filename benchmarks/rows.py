@@ -110,6 +110,19 @@ def layer_rows(models: Models) -> Iterator[Row]:
         calls,
     )
 
+    d_out = numbers(2, batch, length, width)[1]
+
+    def both() -> object:
+        _, pullback = encoder.vjp(y)
+        return pullback(d_out)
+
+    yield Row(
+        "the same, forward and backward",
+        # Each product has two gradients of its own size.
+        3 * encoder_operations(batch * length, length, layers, width, inner),
+        {OURS: both, **array_peers.encoder_training(models.setup, encoder, y, d_out, layers, heads, inner)},
+    )
+
 
 def minilm_rows(models: Models) -> Iterator[Row]:
     """Yield MiniLM's forward pass on full batches of ids, to the last hidden state."""

@@ -1,6 +1,7 @@
-"""Gradients of attention layers and encoders: against torch's, against differences, and what must leave no trace.
+"""Gradients of attention layers and encoders: torch's, differences, what must leave no trace.
 
-torch's values come from golden/make_torch_gradients.py; its masks have the opposite polarity (see test_torch_golden).
+torch's values come from golden/make_torch_gradients.py; its masks have the opposite polarity (see
+test_torch_golden).
 """
 
 import numpy as np
@@ -17,7 +18,7 @@ def relative(got, want):
 
 
 def close_gradients(got, arrays, dtype, scale):
-    """Compare gradients of parameters; what is 0 in truth (biases of keys) is held to the scale of the others."""
+    """Compare gradients of parameters; what is 0 in truth (biases of keys) is held to `scale`."""
     bound = 1e-11 if dtype == "float64" else 1e-5
     want = {k.removeprefix("grad/"): v for k, v in arrays.items() if k.startswith("grad/")}
     assert list(got) == list(want)
@@ -88,7 +89,9 @@ def test_encoder_by_differences(options, positions):
         2, 8, 4, 10, positions=positions, final_norm=True, dtype="float64", **{"activation": "gelu"} | options
     )
     randomize(stack, rng)
-    keywords = {"training": True, "rng": 3} if options.get("dropout") else {"is_causal": True, "window": (2, 0)}
+    keywords = (
+        {"training": True, "rng": 3} if options.get("dropout") else {"is_causal": True, "window": (2, 0)}
+    )
     hw.gradcheck(stack.vjp, [rng.standard_normal((2, 5, 8))], lengths=[5, 3], **keywords)
 
 

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use headwise::kernels::activation::Activation;
-use headwise::ops::activation::activate;
+use headwise::ops::activation::activate_array;
 use headwise::ops::norm::{layer_norm, rms_norm};
 use headwise::ops::softmax::softmax;
 use headwise::simd::{Float, Kernel, Simd, active, math};
@@ -32,7 +32,7 @@ pub fn cases(visit: &mut Visit<'_>) {
     for kind in [Activation::Relu, Activation::Gelu, Activation::GeluTanh, Activation::Silu] {
         let x = numbers::<f32>(&[COUNT], 1);
         visit(&format!("{kind}, {COUNT}"), 0, &mut || {
-            black_box(activate(&x.view(), kind).expect("an activation"));
+            black_box(activate_array(&x.view(), kind).expect("an activation"));
         });
     }
     let (isa, x, mut out) = (active().expect("HEADWISE_ISA"), flat(COUNT, 1), vec![0.0; COUNT]);

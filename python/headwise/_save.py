@@ -1,7 +1,7 @@
 """`TextEncoder.save_pretrained`: the folder that the model came from, with what was changed since.
 
-The weights and the tokenizer never change, so their files are copied; settings are written into the JSON
-files that both headwise and sentence-transformers read them from::
+The tokenizer never changes, so its files are copied, and those of the weights where they were not trained;
+settings are written into the JSON files that both headwise and sentence-transformers read them from::
 
     config_sentence_transformers.json  prompts, default_prompt_name, similarity_fn_name, truncate_dim
     sentence_bert_config.json          max_seq_length
@@ -14,7 +14,10 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # What belongs to a model beside the folders that modules.json names. Other files (other forms of the
 # weights, training states) stay where they are.
@@ -61,8 +64,18 @@ class Settings(NamedTuple):
     model: dict[str, Any]
 
 
-def save(source: Path, target: Path, settings: Settings, *, model_card: bool) -> None:
-    """Write the model in the folder `source` to the folder `target`, which may be the same."""
+def save(
+    source: Path,
+    target: Path,
+    settings: Settings,
+    weights: dict[str, NDArray[Any]] | None = None,
+    *,
+    model_card: bool,
+) -> None:
+    """Write the model in the folder `source` to the folder `target`, which may be the same.
+
+    `weights` are the parameters, named as in `TextEncoder.state_dict`, if they are not those of the source.
+    """
     modules = _read(source / "modules.json")
     transformer = _inside(modules[0]["path"]) if modules else Path()
     if not (source / transformer / "config.json").is_file():
@@ -78,11 +91,30 @@ def save(source: Path, target: Path, settings: Settings, *, model_card: bool) ->
         modules = _MODULES
         _write(target / "modules.json", modules)
 
+    if weights is not None:
+        dense = [m for m in modules if m["type"].rpartition(".")[2] == "Dense"]
+        parts = {"": target / transformer}
+        parts |= {f"dense.{n}.": target / _inside(m["path"]) for n, m in enumerate(dense)}
+        for prefix, folder in parts.items():
+            own = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
+            if not prefix:
+                own = {name: w for name, w in own.items() if not name.startswith("dense.")}
+            _write_weights(folder, own)
     _update(target / "config_sentence_transformers.json", settings.model)
     _update(target / transformer / "sentence_bert_config.json", {"max_seq_length": settings.max_seq_length})
     pooling = next((m for m in modules if m["type"].rpartition(".")[2] == "Pooling"), None)
     if pooling is not None:
         _write_pooling(target / _inside(pooling["path"]) / "config.json", settings)
+
+
+def _write_weights(folder: Path, weights: dict[str, NDArray[Any]]) -> None:
+    """Write weights as one file, in the place of whatever files of weights are there."""
+    from headwise import _tensor_file
+
+    index = _read(folder / _INDEX)
+    for name in {_INDEX, *(index["weight_map"].values() if index else ())}:
+        (folder / _inside(name)).unlink(missing_ok=True)
+    _tensor_file.write(folder / "model.safetensors", weights, {"format": "pt"})
 
 
 def _write_pooling(file: Path, settings: Settings) -> None:

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from headwise._core import TextEncoder as CoreEncoder
 from headwise._similarity import SIMILARITIES
-from headwise._text_inputs import texts_of, with_prompt
+from headwise._text_inputs import resolve_prompt, texts_of, with_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from typing import SupportsIndex
 
     import numpy as np
     from numpy.typing import ArrayLike, NDArray
 
     from headwise._attention_maps import AttentionMaps
+    from headwise._core import Pullback
     from headwise._text_inputs import Texts
 
 
@@ -195,6 +196,79 @@ class TextModel:
         """
         return self._core.attentions(text, text_pair)
 
+    # ---- Training --------------------------------------------------------------------------------------
+
+    def vjp(
+        self,
+        inputs: Texts,
+        prompt_name: str | None = None,
+        prompt: str | None = None,
+        *,
+        first_layer: SupportsIndex = 0,
+    ) -> tuple[NDArray[Any], Pullback]:
+        """Embed texts in one batch, and return what turns gradients of the embeddings into all others.
+
+        Parameters
+        ----------
+        inputs : str, or sequence or array of str or of pairs of str
+            The texts: one batch, computed without padding and kept for the pullback as a whole.
+        prompt_name, prompt : str, optional
+            What is put before each text, as for `encode`.
+        first_layer : int, default 0
+            The first layer to train. Those below it run as in inference and get no gradients, nor do the
+            tables of the embeddings then. The number of layers trains only what follows them.
+
+        Returns
+        -------
+        embeddings : ndarray of shape (B, D)
+            As `encode` gives them, the same bits; (1, D) for one text.
+        pullback : Pullback
+            ``pullback(d_embeddings)`` gives ``(d_inputs, grads)``: a list of (L, D) arrays, the gradients of
+            each text's input embeddings (of the states that `first_layer` began with, if that is not 0), and
+            a dict of the gradients of the parameters, named as in `state_dict`.
+
+        Raises
+        ------
+        ValueError
+            If there is no such layer or no such prompt.
+
+        See Also
+        --------
+        load_state_dict : Give the model other parameters, as an optimiser of `headwise.optim` does.
+        """
+        texts, _ = texts_of(inputs)
+        text = resolve_prompt(prompt, prompt_name, self.prompts, self.default_prompt_name)
+        skip = self._core.prompt_length(text) if text and not self._include_prompt else 0
+        first = whole("first_layer", first_layer, least=0)
+        return self._core.vjp(with_prompt(text, texts), skip, first)
+
+    def state_dict(self) -> dict[str, NDArray[Any]]:
+        """Return copies of the parameters, by the names that BERT's checkpoints give them.
+
+        Returns
+        -------
+        dict of str to ndarray
+            In the model's dtype. Dense modules behind the pooling are ``dense.0.linear.weight`` and so on.
+        """
+        return self._core.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None:
+        """Give the model other parameters; calls that are under way keep those that they began with.
+
+        Parameters
+        ----------
+        state : mapping of str to array_like
+            Parameters by name, with or without wrappers' prefixes.
+        strict : bool, default True
+            Whether a missing or an unexpected name is an error.
+
+        Raises
+        ------
+        ValueError
+            If a parameter has another shape, or names do not fit; then nothing changes.
+        """
+        self._core = self._core.with_state(state, strict)
+
     # ---- Settings --------------------------------------------------------------------------------------
 
     @property
@@ -333,20 +407,21 @@ class TextModel:
             "truncate_dim": self.truncate_dim,
         }
         settings = Settings(core.max_length, core.pooling, self._include_prompt, core.width, model)
-        save(core.folder, Path(path), settings, model_card=create_model_card)
+        weights = core.state_dict() if core.trained else None
+        save(core.folder, Path(path), settings, weights, model_card=create_model_card)
 
     def __repr__(self) -> str:
         return repr(self._core)
 
 
-def whole(name: str, value: SupportsIndex) -> int:
-    """Give a whole number of at least 1."""
+def whole(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """Give a whole number of at least `least`."""
     try:
         number = operator.index(value)
     except TypeError:
         msg = f"{name}: expected a whole number, got {type(value).__name__}"
         raise TypeError(msg) from None
-    refuse((f"{name}: expected at least 1, got {number}", number < 1))
+    refuse((f"{name}: expected at least {least}, got {number}", number < least))
     return number
 
 
@@ -355,3 +430,8 @@ def refuse(*refusals: tuple[str, bool]) -> None:
     for message, holds in refusals:
         if holds:
             raise ValueError(message)
+
+
+def reopened(open_folder: Callable[[str], CoreEncoder], folder: str, state: dict[str, Any]) -> CoreEncoder:
+    """Make a model again that had other parameters than its folder: what a pickle names."""
+    return open_folder(folder).with_state(state)

@@ -430,8 +430,8 @@ def scaled_dot_product_attention(
 
     The weights are not kept: the pullback computes them again, tile by tile, from the logarithm of each row's
     sum, so that memory grows with L and not with L x S [1]_. It holds a copy of the result, which may be
-    changed. What is in blocked keys, values and queries never shows in a gradient, not even NaN; gradients of queries
-    without an allowed key, and of keys that nobody may attend, are exactly 0.
+    changed. What is in blocked keys, values and queries never shows in a gradient, not even NaN; gradients
+    of queries without an allowed key, and of keys that nobody may attend, are exactly 0.
 
     Parameters
     ----------

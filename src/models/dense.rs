@@ -11,6 +11,8 @@ use crate::models::folder::Folder;
 use crate::models::tensor_data::Access;
 use crate::models::weights::Weights;
 use crate::nn::linear::Linear;
+use crate::nn::state::{Loader, Module, State};
+use crate::ops::activation::activate_backward;
 use crate::ops::buffer::zeros;
 use crate::ops::linear::After;
 use crate::ops::rows::over_rows;
@@ -125,7 +127,7 @@ impl DenseFiles {
 }
 
 /// A Dense module in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Dense<T> {
     linear: Linear<T>,
     activation: DenseActivation,
@@ -135,6 +137,46 @@ impl<T: Float> Dense<T> {
     /// The width of its output.
     pub fn n(&self) -> usize {
         self.linear.n()
+    }
+
+    /// Its parameters.
+    ///
+    /// # Errors
+    /// As [`Linear::weight`].
+    pub fn state(&self) -> Result<State<T>> {
+        self.linear.state()
+    }
+
+    /// The same with the parameters of a state; those missing stay.
+    ///
+    /// # Errors
+    /// As [`Module::load`].
+    pub fn with_state(&self, prefix: &str, loader: &mut Loader<T>) -> Result<Self> {
+        Ok(Self { linear: self.linear.load(prefix, loader)?, activation: self.activation })
+    }
+
+    /// From the rows x (B, K), their result y and its gradient d (B, N): that of x, and those of the parameters.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn backward(&self, x: &[T], y: &[T], d: &[T]) -> Result<(Vec<T>, State<T>)> {
+        let (mut d, rows) = (d.to_vec(), d.len() / self.n().max(1));
+        match self.activation {
+            DenseActivation::Fused(activation) => {
+                let mut before = zeros(y.len())?;
+                self.linear.forward(x, rows, &mut before, After::default())?;
+                activate_backward(activation, &before, &mut d)?;
+            }
+            DenseActivation::Tanh => {
+                d.iter_mut().zip(y).for_each(|(d, &y)| *d = *d * (T::ONE - y * y));
+            }
+            DenseActivation::Sigmoid => {
+                d.iter_mut().zip(y).for_each(|(d, &y)| *d = *d * (y * (T::ONE - y)));
+            }
+        }
+        let mut dx = zeros(x.len())?;
+        let grads = self.linear.backward(x, &d, rows, Some(&mut dx), None)?;
+        Ok((dx, grads))
     }
 
     /// Maps x (B, K) to (B, N).

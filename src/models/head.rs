@@ -4,23 +4,28 @@
 //! x (T, D)  ->  pooling (B, kinds * D)  ->  Dense (B, N), Normalize, in the order of modules.json  ->  (B, width)
 //! ```
 
+mod backward;
+
+pub use backward::SavedHead;
+
 use crate::account::at;
 use crate::error::{Error, Result};
 use crate::models::dense::Dense;
 use crate::models::modules::{Modules, Step};
 use crate::models::pooling::{Pooling, normalize_rows, pool};
+use crate::nn::state::{Loader, State, prefixed};
 use crate::ops::buffer::zeros;
 use crate::simd::{Float, active};
 
 /// A module behind the pooling, in memory.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Loaded<T> {
     Dense(Dense<T>),
     Normalize,
 }
 
 /// What follows the transformer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Head<T> {
     poolings: Vec<Pooling>,
     include_prompt: bool,
@@ -54,6 +59,41 @@ impl<T: Float> Head<T> {
         let steps = modules.steps.iter().map(load).collect::<Result<_>>()?;
         let width = if dense.is_some() { modules.width(d) } else { poolings.len() * d };
         Ok(Self { poolings, include_prompt: modules.include_prompt, steps, d, width })
+    }
+
+    /// The parameters of the Dense modules, which are numbered from 0.
+    ///
+    /// # Errors
+    /// As [`Linear::weight`](crate::nn::linear::Linear::weight).
+    pub fn state(&self) -> Result<State<T>> {
+        let mut state = Vec::new();
+        for (n, dense) in self.dense().enumerate() {
+            state.extend(prefixed(&format!("dense.{n}.linear."), dense.state()?));
+        }
+        Ok(state)
+    }
+
+    /// The same with the parameters of a state; those missing stay.
+    ///
+    /// # Errors
+    /// As [`Module::load`](crate::nn::state::Module::load).
+    pub fn with_state(&self, loader: &mut Loader<T>) -> Result<Self> {
+        let mut new = self.clone();
+        let mut n = 0;
+        for step in &mut new.steps {
+            if let Loaded::Dense(dense) = step {
+                *dense = dense.with_state(&format!("dense.{n}.linear."), loader)?;
+                n += 1;
+            }
+        }
+        Ok(new)
+    }
+
+    fn dense(&self) -> impl Iterator<Item = &Dense<T>> {
+        self.steps.iter().filter_map(|step| match step {
+            Loaded::Dense(dense) => Some(dense),
+            Loaded::Normalize => None,
+        })
     }
 
     /// The width of the embeddings.

@@ -28,7 +28,7 @@ use crate::simd::{Float, Isa, Kernel, Simd, VIRTUAL_LANES};
 const BLOCK_ROWS: usize = 256;
 
 /// The least length that is divided by, as in `torch.nn.functional.normalize`.
-const MIN_NORM: f64 = 1e-12;
+pub const MIN_NORM: f64 = 1e-12;
 
 /// How the rows of a text's tokens become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,8 +10,10 @@
 //! `encode` cuts lists of texts into such batches; this file holds the model and what it does with one batch.
 
 mod encode;
+mod gradients;
 mod load;
 mod packed;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -32,6 +34,7 @@ use crate::nn::tokens::Layout;
 use crate::ops::buffer::zeros;
 use crate::simd::Float;
 pub use encode::{EncodeCall, Encoded, Text, TextStates, TokenCount};
+pub use gradients::{SavedTexts, TextGradients};
 use load::load;
 pub use packed::Packed;
 

@@ -86,29 +86,43 @@ impl<T: Float> Embedding<T> {
     /// # Errors
     /// `Memory`, `Interrupted`, `Internal`.
     pub fn backward(&self, ids: &[usize], dy: &[T]) -> Result<State<T>> {
-        let (n, width) = (self.n, self.width);
-        let mut weight: Vec<T> = zeros(elements("weight", &[n, width])?)?;
-        let sorted = Places::of(ids, n, self.padding)?;
-        let rows = OutRows::new(&mut weight[..]);
-        try_parallel(n.div_ceil(TASK_ROWS), |task| {
-            let own = task * TASK_ROWS..n.min((task + 1) * TASK_ROWS);
-            // SAFETY: each task has rows of its own.
-            let out = unsafe { rows.slice(own.start * width, own.len() * width) };
-            with_scratch(width, |sum: &mut [T]| {
-                for (id, row) in own.zip(out.chunks_exact_mut(width)) {
-                    for block in sorted.places(id).chunks(BLOCK) {
-                        sum.fill(T::ZERO);
-                        for &place in block {
-                            add(sum, &dy[place * width..(place + 1) * width]);
-                        }
-                        add(row, sum);
-                    }
-                }
-                Ok(())
-            })
-        })?;
-        Ok(vec![("weight".to_owned(), Tensor::new(&[n, width], weight))])
+        let weight = table_gradient(ids, dy, (self.n, self.width), self.padding)?;
+        Ok(vec![("weight".to_owned(), Tensor::new(&[self.n, self.width], weight))])
     }
+}
+
+/// The gradient of a table (N, D) whose rows `ids` were taken, from `dy` (ids, D): zeros for ids that are not there, and for
+/// the padding.
+///
+/// # Errors
+/// `Memory`, `Interrupted`, `Internal`.
+pub fn table_gradient<T: Float>(
+    ids: &[usize],
+    dy: &[T],
+    (n, width): (usize, usize),
+    padding: Option<usize>,
+) -> Result<Vec<T>> {
+    let mut weight: Vec<T> = zeros(elements("weight", &[n, width])?)?;
+    let sorted = Places::of(ids, n, padding)?;
+    let rows = OutRows::new(&mut weight[..]);
+    try_parallel(n.div_ceil(TASK_ROWS), |task| {
+        let own = task * TASK_ROWS..n.min((task + 1) * TASK_ROWS);
+        // SAFETY: each task has rows of its own.
+        let out = unsafe { rows.slice(own.start * width, own.len() * width) };
+        with_scratch(width, |sum: &mut [T]| {
+            for (id, row) in own.zip(out.chunks_exact_mut(width)) {
+                for block in sorted.places(id).chunks(BLOCK) {
+                    sum.fill(T::ZERO);
+                    for &place in block {
+                        add(sum, &dy[place * width..(place + 1) * width]);
+                    }
+                    add(row, sum);
+                }
+            }
+            Ok(())
+        })
+    })?;
+    Ok(weight)
 }
 
 fn add<T: Float>(x: &mut [T], y: &[T]) {

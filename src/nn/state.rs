@@ -30,6 +30,15 @@ const KNOWN_BUFFERS: [&str; 4] = ["position_ids", "token_type_ids", "inv_freq", 
 /// Prefixes that wrappers of a model put before every name.
 const PREFIXES: [&str; 3] = ["module.", "_orig_mod.", "bert."];
 
+/// A name without the prefixes of wrappers.
+pub fn short_name(name: &str) -> &str {
+    let mut short = name;
+    while let Some(rest) = PREFIXES.iter().find_map(|p| short.strip_prefix(p)) {
+        short = rest;
+    }
+    short
+}
+
 /// Hands out the parameters of a state by name and shape, each once, and knows at the end which were never asked for.
 pub struct Loader<T> {
     given: BTreeMap<String, Tensor<T>>,
@@ -44,10 +53,7 @@ impl<T: Copy> Loader<T> {
     pub fn new(given: impl IntoIterator<Item = (String, Tensor<T>)>) -> Result<Self> {
         let mut all = BTreeMap::new();
         for (name, tensor) in given {
-            let mut short = name.as_str();
-            while let Some(rest) = PREFIXES.iter().find_map(|p| short.strip_prefix(p)) {
-                short = rest;
-            }
+            let short = short_name(&name);
             let last = short.rsplit('.').next().unwrap_or(short);
             if matches!(last, "bias_k" | "bias_v") {
                 return Err(Error::Value(format!(

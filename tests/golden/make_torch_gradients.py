@@ -1,9 +1,10 @@
-"""Make the golden files of torch's gradients: attention layers and encoders, for the cases of make_torch_golden.py.
+"""Make the golden files of torch's gradients, for the layers and cases of make_torch_golden.py.
 
 Run once with torch 2.15 (never a dependency of the tests):  python tests/golden/make_torch_gradients.py
 Reads torch_mha.npz and torch_encoder.npz beside itself and writes torch_mha_gradients.npz and
-torch_encoder_gradients.npz: for each case the gradient `d_out` of the output, 0 at padded queries, and in float64 those of
-the inputs (`d_query`, ...) and of the parameters (`grad/name`). The array `about` holds JSON: versions.
+torch_encoder_gradients.npz: for each case the gradient `d_out` of the output, 0 at padded queries, and in
+float64 those of the inputs (`d_query`, ...) and of the parameters (`grad/name`). The array `about` holds
+JSON: versions.
 """
 
 import json
@@ -45,7 +46,7 @@ def loaded(module, arrays):
 
 
 def gradients(module, out, inputs, padded):
-    """Return a random d_out, and what it makes of inputs and parameters; `padded` names rows that count for nothing."""
+    """Return a random d_out, 0 in `padded` rows, and what it makes of inputs and parameters."""
     d_out = torch.randn(out.shape).float().double()
     if padded is not None:
         d_out[padded] = 0.0

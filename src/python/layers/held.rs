@@ -100,6 +100,20 @@ where
     T: Float + Element,
     L: Module<T> + Send + Sync,
 {
+    let given = read_state(state)?;
+    let mut loader = Loader::new(given)?;
+    compute(state.py(), layer.num_parameters(), || {
+        let new = layer.load("", &mut loader)?;
+        loader.finish(strict)?;
+        Ok(new)
+    })
+}
+
+/// Reads a mapping of names to arrays.
+///
+/// # Errors
+/// `TypeError` for anything else, `DTypeError`.
+pub fn read_state<T: Float + Element>(state: &Bound<'_, PyAny>) -> PyResult<State<T>> {
     let mut given = Vec::new();
     let wrong = || Error::Type("state: expected a mapping of names to arrays".into());
     let items = state.call_method0("items").map_err(|_| wrong())?;
@@ -113,12 +127,7 @@ where
         })?;
         given.push((name, tensor));
     }
-    let mut loader = Loader::new(given)?;
-    compute(state.py(), layer.num_parameters(), || {
-        let new = layer.load("", &mut loader)?;
-        loader.finish(strict)?;
-        Ok(new)
-    })
+    Ok(given)
 }
 
 fn read_tensor<T: Float + Element>(value: &Bound<'_, PyAny>) -> PyResult<Tensor<T>> {

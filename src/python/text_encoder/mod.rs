@@ -7,6 +7,7 @@ mod encode;
 mod forward;
 mod similarity;
 mod texts;
+mod vjp;
 
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyTuple, PyType};
 
 use super::boundary::{compute, entry};
+use super::layers::held::{dict, read_state};
 use super::outputs::array;
 use crate::error::{Error, Result};
 use crate::models::pooling::Pooling;
@@ -48,6 +50,8 @@ pub struct PyTextEncoder {
     folder: PathBuf,
     options: TextEncoderOptions,
     settings: Settings,
+    /// Whether the parameters are others than those of the folder.
+    trained: bool,
 }
 
 #[pymethods]
@@ -78,7 +82,7 @@ impl PyTextEncoder {
             };
             let (model, settings) =
                 compute(cls.py(), usize::MAX, || Ok((open(&folder)?, Settings::open(&folder)?)))?;
-            Ok(Self { model, folder, options, settings })
+            Ok(Self { model, folder, options, settings, trained: false })
         })
     }
 
@@ -92,7 +96,8 @@ impl PyTextEncoder {
                 })
             })?;
             let options = TextEncoderOptions { max_length: Some(max_length), ..self.options };
-            Ok(Self { model, folder: self.folder.clone(), options, settings: self.settings.clone() })
+            let (folder, settings) = (self.folder.clone(), self.settings.clone());
+            Ok(Self { model, folder, options, settings, trained: self.trained })
         })
     }
 
@@ -125,6 +130,46 @@ impl PyTextEncoder {
             let texts = texts::texts_of("inputs", inputs)?;
             let call = EncodeCall { skip, ..EncodeCall::default() };
             either!(&self.model, model => encode::states(py, model, &texts, call))
+        })
+    }
+
+    /// Embed texts and pairs in one batch: (embeddings (B, width), pullback).
+    #[pyo3(signature = (inputs, skip = 0, first_layer = 0))]
+    fn vjp<'py>(
+        &self,
+        py: Python<'py>,
+        inputs: &Bound<'py, PyList>,
+        skip: usize,
+        first_layer: usize,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        entry(|| {
+            let texts = texts::texts_of("inputs", inputs)?;
+            either!(&self.model, model => vjp::vjp(py, model, &texts, skip, first_layer))
+        })
+    }
+
+    /// Return copies of the parameters.
+    fn state_dict<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        entry(|| either!(&self.model, model => dict(py, compute(py, usize::MAX, || model.state())?)))
+    }
+
+    /// The same model with other parameters.
+    #[pyo3(signature = (state, strict = true))]
+    fn with_state(&self, state: &Bound<'_, PyAny>, strict: bool) -> PyResult<Self> {
+        entry(|| {
+            let py = state.py();
+            let model = match &self.model {
+                Model::F32(model) => {
+                    let given = read_state(state)?;
+                    Model::F32(compute(py, usize::MAX, || model.with_state(given, strict))?)
+                }
+                Model::F64(model) => {
+                    let given = read_state(state)?;
+                    Model::F64(compute(py, usize::MAX, || model.with_state(given, strict))?)
+                }
+            };
+            let (folder, settings) = (self.folder.clone(), self.settings.clone());
+            Ok(Self { model, folder, options: self.options, settings, trained: true })
         })
     }
 
@@ -195,6 +240,12 @@ impl PyTextEncoder {
         &self.folder
     }
 
+    /// Whether the parameters are others than those of the folder.
+    #[getter]
+    fn trained(&self) -> bool {
+        self.trained
+    }
+
     /// What is computed in.
     #[getter]
     fn dtype(&self) -> &'static str {
@@ -263,7 +314,7 @@ impl PyTextEncoder {
         slf
     }
 
-    /// A pickle names the folder, and opens it again.
+    /// A pickle names the folder, and opens it again; trained parameters it holds itself.
     fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<(Bound<'py, PyAny>, Bound<'py, PyTuple>)> {
         let py = slf.py();
         let this = slf.get();
@@ -275,6 +326,10 @@ impl PyTextEncoder {
         let open = slf.get_type().getattr("from_pretrained")?;
         let partial = py.import("functools")?.getattr("partial")?.call((open,), Some(&keywords))?;
         let folder = std::path::absolute(&this.folder)?;
+        if this.trained {
+            let again = py.import("headwise._text_model")?.getattr("reopened")?;
+            return Ok((again, (partial, folder, slf.get().state_dict(py)?).into_pyobject(py)?));
+        }
         Ok((partial, PyTuple::new(py, [folder])?))
     }
 }
