@@ -218,7 +218,9 @@ impl<T: Float> MultiHeadAttention<T> {
     fn scale_heads(&self, rows: &mut [T], head_mask: &[T]) {
         for row in rows.chunks_exact_mut(self.config.query_width()) {
             for (head, &factor) in row.chunks_exact_mut(self.config.head_dim).zip(head_mask) {
-                head.iter_mut().for_each(|x| *x = *x * factor);
+                for x in head {
+                    *x = *x * factor;
+                }
             }
         }
     }

@@ -110,7 +110,7 @@ impl<T: Float> TextEncoder<T> {
         let width = call.truncate_dim.map_or(d, |n| n.min(d));
         let mut rows = zeros(texts.len() * width)?;
         let embed = |packed: &Packed| self.pooled(packed, &self.hidden(packed)?, call.skip);
-        self.in_batches(&tokens, embed, |batch, pooled| {
+        in_batches(&tokens, embed, |batch, pooled| {
             for (row, &i) in pooled.chunks_exact(d).zip(batch) {
                 rows[i * width..(i + 1) * width].copy_from_slice(&row[..width]);
             }
@@ -136,7 +136,7 @@ impl<T: Float> TextEncoder<T> {
             let pooled = self.pooled(packed, &hidden, call.skip)?;
             Ok((hidden, pooled))
         };
-        self.in_batches(&tokens, both, |batch, (hidden, pooled)| {
+        in_batches(&tokens, both, |batch, (hidden, pooled)| {
             let mut rest = hidden.as_slice();
             for (embedding, &i) in pooled.chunks_exact(d).zip(batch) {
                 let (states, after) = rest.split_at(tokens[i].ids.len() * wide);
@@ -185,34 +185,37 @@ impl<T: Float> TextEncoder<T> {
         let closing = tokens.texts.last().is_some_and(Option::is_none);
         Ok(tokens.texts.len() - usize::from(closing))
     }
+}
 
-    /// Runs the texts batch by batch; `take` gets the places of a batch's texts and what `compute` made of them.
-    fn in_batches<R: Send + Sync>(
-        &self,
-        tokens: &[TokenIds],
-        compute: impl Fn(&Packed) -> Result<R> + Sync,
-        mut take: impl FnMut(&[usize], R),
-    ) -> Result<()> {
-        let mut order: Vec<usize> = (0..tokens.len()).collect();
-        order.sort_by_key(|&i| Reverse(tokens[i].ids.len()));
-        let lengths: Vec<usize> = order.iter().map(|&i| tokens[i].ids.len()).collect();
-        let run = |batch: &Range<usize>| {
-            let mut packed = Packed::new();
-            order[batch.clone()].iter().for_each(|&i| packed.push(&tokens[i]));
-            compute(&packed)
-        };
-        let (batches, side_by_side) = cut(&lengths, team_size());
-        if side_by_side {
-            let made = on_all_threads(&batches, 1, run)?;
-            batches.into_iter().zip(made).for_each(|(batch, made)| take(&order[batch], made));
-        } else {
-            for batch in batches {
-                let made = run(&batch)?;
-                take(&order[batch], made);
-            }
+/// Runs texts batch by batch; `take` gets the places of a batch's texts and what `compute` made of them.
+fn in_batches<R: Send + Sync>(
+    tokens: &[TokenIds],
+    compute: impl Fn(&Packed) -> Result<R> + Sync,
+    mut take: impl FnMut(&[usize], R),
+) -> Result<()> {
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.sort_by_key(|&i| Reverse(tokens[i].ids.len()));
+    let lengths: Vec<usize> = order.iter().map(|&i| tokens[i].ids.len()).collect();
+    let run = |batch: &Range<usize>| {
+        let mut packed = Packed::new();
+        for &i in &order[batch.clone()] {
+            packed.push(&tokens[i]);
         }
-        Ok(())
+        compute(&packed)
+    };
+    let (batches, side_by_side) = cut(&lengths, team_size());
+    if side_by_side {
+        let made = on_all_threads(&batches, 1, run)?;
+        for (batch, made) in batches.into_iter().zip(made) {
+            take(&order[batch], made);
+        }
+    } else {
+        for batch in batches {
+            let made = run(&batch)?;
+            take(&order[batch], made);
+        }
     }
+    Ok(())
 }
 
 /// Cuts texts of these lengths into batches, and says whether each batch shall have a thread of its own.

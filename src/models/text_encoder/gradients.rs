@@ -54,7 +54,9 @@ impl<T: Float> TextEncoder<T> {
         self.check_first_layer(first_layer)?;
         let (tokens, _) = self.tokenize(texts)?;
         let mut packed = Packed::new();
-        tokens.iter().for_each(|text| packed.push(text));
+        for text in &tokens {
+            packed.push(text);
+        }
         let Network { embeddings, encoder, head, .. } = &*self.network;
         let mut x = zeros(packed.rows() * embeddings.d)?;
         embeddings.rows(&packed.tokens, &packed.positions, &mut x)?;

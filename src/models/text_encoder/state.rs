@@ -65,8 +65,8 @@ fn own_name(name: &str) -> String {
     let Some((n, rest)) = name.strip_prefix("encoder.layer.").and_then(|rest| rest.split_once('.')) else {
         return name.to_owned();
     };
-    let parts = PROJECTIONS.iter().chain(&PARTS);
-    let found = parts.filter_map(|(bert, own)| Some((own, rest.strip_prefix(bert)?))).next();
+    let mut parts = PROJECTIONS.iter().chain(&PARTS);
+    let found = parts.find_map(|(bert, own)| Some((own, rest.strip_prefix(bert)?)));
     found.map_or_else(|| name.to_owned(), |(own, kind)| format!("layers.{n}.{own}{kind}"))
 }
 

@@ -139,7 +139,10 @@ impl<T: Float> Module<T> for MultiHeadAttention<T> {
         let name = |rest: &str| format!("{prefix}{rest}");
         let parts = [("q", &self.q), ("k", &self.k), ("v", &self.v)];
         let mut loaded = Vec::with_capacity(4);
-        let split = loader.has(&name("q_proj.weight"))
+        // Some of the separate form are enough: a state may hold a part of the layer.
+        let separate =
+            |x: &str| ["weight", "bias"].iter().any(|kind| loader.has(&name(&format!("{x}_proj.{kind}"))));
+        let split = parts.iter().any(|(x, _)| separate(x))
             || !(self.config.fits_torch()
                 || loader.has(&name("in_proj_weight"))
                 || loader.has(&name("q_proj_weight")));
@@ -247,6 +250,21 @@ mod tests {
                 assert_eq!(reload(&layer, state.clone()), state);
                 assert_eq!(reload(&layer, split(&layer)), state);
                 assert_eq!(layer.num_parameters(), state.iter().map(|(_, t)| t.data.len()).sum::<usize>());
+            }
+        }
+    }
+
+    #[test]
+    fn a_part_of_the_separate_form_loads_alone() {
+        let layer = layer((3, 3, 4), (12, 12), true);
+        for (name, tensor) in split(&layer) {
+            let other = MultiHeadAttention::new(layer.config.clone(), &mut Init::new(6)).unwrap();
+            let other_state = split(&other);
+            let changed = Tensor::new(&tensor.shape, tensor.data.iter().map(|x| x + 1.0).collect());
+            let mut loader = Loader::new([(name.clone(), changed.clone())]).unwrap();
+            let loaded = other.load("", &mut loader).unwrap();
+            for ((own, now), (_, before)) in split(&loaded).into_iter().zip(other_state) {
+                assert_eq!(now, if own == name { changed.clone() } else { before }, "{own} by {name}");
             }
         }
     }

@@ -123,16 +123,13 @@ impl<T: Float> EncoderLayer<T> {
         let residual = is_post.then_some(&d[..]);
         let (of_attention, d_head_mask) =
             self.attention.backward(sources, call, attention, d_attended, into, residual)?;
-        let norm1 = match norm1 {
-            Some(norm1) => {
-                std::mem::swap(&mut d, &mut other);
-                norm1
-            }
-            None => {
-                let norm1 = self.norm1.backward(x, &other, &mut normed)?;
-                add(&mut d, &normed)?;
-                norm1
-            }
+        let norm1 = if let Some(norm1) = norm1 {
+            std::mem::swap(&mut d, &mut other);
+            norm1
+        } else {
+            let norm1 = self.norm1.backward(x, &other, &mut normed)?;
+            add(&mut d, &normed)?;
+            norm1
         };
         let mut grads: State<T> = prefixed("self_attn.", of_attention).collect();
         grads.extend(feed);

@@ -7,9 +7,9 @@ use crate::simd::math::exp2_parts;
 use crate::simd::{Float, Kernel, Simd, VIRTUAL_LANES};
 
 /// Turns the log-sum-exp of rows into an integer M and 2^(M - lse log2 e), with which weights are made as the forward pass makes
-/// them, p = 2^(a u - M) times a number of the row; and computes delta = d_out · out.
+/// them, p = 2^(a u - M) times a number of the row; and computes `delta = d_out · out`.
 pub struct Prepare<'a, T> {
-    /// Log-sum-exp of the R rows; becomes M. Beyond 2^20, where the forward pass has its slow way, it is lse log2 e itself, and -inf
+    /// Log-sum-exp of the R rows; becomes M. Beyond 2^20, where the forward pass has its slow way, it is `lse log2 e` itself, and -inf
     /// where no key is allowed.
     pub max: &'a mut [T],
     /// The number of each row; 1 where M is no integer.

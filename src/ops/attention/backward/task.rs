@@ -34,7 +34,8 @@ pub struct Shared<'a, T> {
 struct Head<'a> {
     sweep: Sweep,
     n: usize,
-    kv_head: usize,
+    /// Which key/value head.
+    of: usize,
     queries: Range<usize>,
     keys: Range<usize>,
     kept: &'a Kept,
@@ -54,7 +55,7 @@ impl<T: Float> Shared<'_, T> {
             let keys = job.keys.start.min(count)..job.keys.end.min(count);
             for kv_head in job.kv_heads.clone() {
                 let (queries, keys) = (queries.clone(), keys.clone());
-                let head = Head { sweep: job.sweep, n, kv_head, queries, keys, kept };
+                let head = Head { sweep: job.sweep, n, of: kv_head, queries, keys, kept };
                 if job.keys.start == 0 {
                     self.clear_keys(&head, count);
                 }
@@ -77,7 +78,7 @@ impl<T: Float> Shared<'_, T> {
     /// Query heads that share the key/value head.
     fn heads(&self, head: &Head<'_>) -> Range<usize> {
         let group = self.call.heads / self.call.kv_heads;
-        head.kv_head * group..(head.kv_head + 1) * group
+        head.of * group..(head.of + 1) * group
     }
 
     /// Zeros for the keys that no sum will be written for.
@@ -88,7 +89,7 @@ impl<T: Float> Shared<'_, T> {
         let sequence = &self.call.sequences[head.n];
         let removed = |j: usize| count == 0 || sequence.key_mask.as_ref().is_some_and(|m| !m[j]);
         for (operand, width) in [(1, self.call.e), (2, self.call.ev)] {
-            let place = self.place(operand, head.n, head.kv_head);
+            let place = self.place(operand, head.n, head.of);
             for j in (0..sequence.k_len).filter(|&j| removed(j)) {
                 // SAFETY: each row of keys has its own place, and one task has all those that are removed.
                 unsafe { place.out.slice(place.start + j * place.stride, width) }.fill(T::ZERO);
@@ -169,9 +170,9 @@ impl<T: Float> Shared<'_, T> {
         let Self { call, .. } = self;
         let sequence = &call.sequences[head.n];
         let keys = Keys {
-            k: rest(call.k.data, sequence.starts[1] + head.kv_head * call.k.strides.head),
+            k: rest(call.k.data, sequence.starts[1] + head.of * call.k.strides.head),
             k_stride: call.k.strides.row,
-            v: rest(call.v.data, sequence.starts[2] + head.kv_head * call.v.strides.head),
+            v: rest(call.v.data, sequence.starts[2] + head.of * call.v.strides.head),
             v_stride: call.v.strides.row,
             ev: call.ev,
             rows: head.kept.rows.as_deref(),
@@ -228,7 +229,7 @@ impl<T: Float> Shared<'_, T> {
             let place = self.place(0, head.n, h);
             Place { start: place.start + i * place.stride, ..place }
         };
-        let dkv = || [1, 2].map(|operand| self.place(operand, head.n, head.kv_head));
+        let dkv = || [1, 2].map(|operand| self.place(operand, head.n, head.of));
         match (head.sweep, self.mask) {
             (Sweep::Mask, Some((out, strides, starts))) => {
                 WantedGradients::Mask(out, starts[head.n], strides)
