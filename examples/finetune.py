@@ -1,6 +1,6 @@
 """Teach MiniLM's last layers what kind of text a text is, and look at its embeddings before and after.
 
-    python examples/finetune.py [--epochs 6]
+    python examples/finetune.py [--epochs 15]
 
 The labelled set is small and made from the corpus of this project's tests: code, addresses, numbers, emoji,
 scripts and so on, 17 to 40 texts of each kind. Two thirds are trained on; the others are told apart by the
@@ -49,7 +49,7 @@ def describe(
 def main() -> None:
     """Train, and describe the embeddings before and after."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 

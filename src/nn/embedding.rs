@@ -1,4 +1,4 @@
-//! A table of rows, one for each id: y = weight[id].
+//! A table of rows, one for each id: `y = weight[id]`.
 //!
 //! The gradient of the table is a sum over the places where an id stood, in their order: the places are sorted by their
 //! ids first (stably, by counting), so that each row of the table is one thread's own and no thread count shows in a

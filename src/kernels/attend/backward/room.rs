@@ -23,19 +23,19 @@ pub struct Room<'a, T> {
     k_panels: &'a mut [T],
     /// The same of values.
     v_panels: &'a mut [T],
-    /// [64][E]
+    /// `[64][E]`
     pub k: &'a mut [T],
-    /// [64][E]
+    /// `[64][E]`
     pub q: &'a mut [T],
-    /// [64][Ev]
+    /// `[64][Ev]`
     pub d_out: &'a mut [T],
-    /// Scores, then weights (with dropout): [64][64]
+    /// Scores, then weights (with dropout): `[64][64]`
     pub p: &'a mut [T],
-    /// Gradients of weights, then of products: [64][64]
+    /// Gradients of weights, then of products: `[64][64]`
     pub ds: &'a mut [T],
-    /// [64][E]
+    /// `[64][E]`
     pub dk: &'a mut [T],
-    /// [64][Ev]
+    /// `[64][Ev]`
     pub dv: &'a mut [T],
     /// A row of numbers that are added to scores.
     pub bias: &'a mut [T],
@@ -137,7 +137,7 @@ fn pack<T: Float, S: Simd<T>>(s: S, rows: &[T], ld: usize, (count, width): (usiz
     }
 }
 
-/// out[i][j] = x[i] · y[j] for `n` rows of x and the first `used` of those packed.
+/// `out[i][j] = x[i] · y[j]` for `n` rows of x and the first `used` of those packed.
 #[inline(always)]
 fn multiply<T: Float, S: Simd<T>>(
     s: S,
