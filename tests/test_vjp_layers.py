@@ -127,6 +127,17 @@ def test_layer_by_differences(shape, width):
     hw.gradcheck(layer.vjp, [rng.standard_normal((*shape, width))])
 
 
+@pytest.mark.once
+def test_a_long_layer_padded_on_the_left_by_differences():
+    rng = np.random.default_rng(11)
+    layer = randomize(hw.EncoderLayer(100, 5, 129, activation="gelu", num_kv_heads=1, dtype="float64"), rng)
+    tokens = np.arange(1000) >= np.array([[0], [333]])
+    hw.gradcheck(layer.vjp, [rng.standard_normal((2, 1000, 100))], key_mask=tokens, window=(64, 64))
+    query, key, value = (rng.standard_normal((4, 1000, 64)) for _ in range(3))
+    attention = hw.vjp.scaled_dot_product_attention
+    hw.gradcheck(attention, [query, key[:2], value[:2]], is_causal=True, window=(40, 0))
+
+
 def test_gradient_of_head_factors():
     rng = np.random.default_rng(4)
     stack = randomize(hw.Encoder(2, 8, 4, 12, activation="silu", dtype="float64"), rng)
