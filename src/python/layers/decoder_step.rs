@@ -131,12 +131,19 @@ pub fn step<'py, T: Float + Element>(
             [keys.shape(), values.shape()],
             &[b, layer.heads()[0].num_kv_heads, capacity, c.head_dim],
         )?;
+        if step.held.iter().any(|&held| held + n > capacity) {
+            let text = format!("cache: expected room for {n} more tokens, got {capacity} rows");
+            return Err(Error::Value(text).into());
+        }
         let keys = keys.as_slice_mut().map_err(|_| not_dense())?;
         past.push(Past { keys, values: values.as_slice_mut().map_err(|_| not_dense())?, capacity });
     }
     let mut memories = Vec::with_capacity(memory.len());
     for ((keys, values), layer) in memory.iter().zip(&stack.layers) {
         let count = keys.shape()[0];
+        if let Some(bad) = memory_rows.iter().find(|&&row| row >= count) {
+            return Err(Error::Value(format!("cache: expected memories below {count}, got {bad}")).into());
+        }
         check_shapes([keys.shape(), values.shape()], &[count, layer.heads()[1].num_kv_heads, s, c.head_dim])?;
         memories.push(Memory {
             keys: keys.as_slice().map_err(|_| not_dense())?,
