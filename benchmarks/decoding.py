@@ -73,7 +73,6 @@ def torch_steps(setup: Setup, ours: hw.Decoder, memory: Array, target: Array) ->
     def joined(attention: Tensor, result: Tensor) -> Tensor:
         return attention.out_proj(result.transpose(1, 2).reshape(batch, -1, WIDTH))
 
-    @torch.inference_mode()
     def steps() -> Tensor:
         own = [torch.empty(2, batch, HEADS, STEPS, WIDTH // HEADS) for _ in peer.layers]
         of_memory = []
@@ -97,4 +96,4 @@ def torch_steps(setup: Setup, ours: hw.Decoder, memory: Array, target: Array) ->
             outputs.append(x)
         return torch.cat(outputs, dim=1)
 
-    return {"torch": steps}
+    return {"torch": torch.inference_mode()(steps)}

@@ -141,8 +141,9 @@ pub fn step<'py, T: Float + Element>(
     let mut memories = Vec::with_capacity(memory.len());
     for ((keys, values), layer) in memory.iter().zip(&stack.layers) {
         let count = keys.shape()[0];
-        if let Some(bad) = memory_rows.iter().find(|&&row| row >= count) {
-            return Err(Error::Value(format!("cache: expected memories below {count}, got {bad}")).into());
+        if memory_rows.len() != b || memory_rows.iter().any(|&row| row >= count) {
+            let bad = format!("{memory_rows:?}");
+            return Err(Error::Value(format!("cache: expected {b} memories below {count}, got {bad}")).into());
         }
         check_shapes([keys.shape(), values.shape()], &[count, layer.heads()[1].num_kv_heads, s, c.head_dim])?;
         memories.push(Memory {
