@@ -12,7 +12,14 @@ import headwise as hw
 
 # float32: every step of a layer rounds once more; a few layers stay below 1e-6
 BARS = {"float32": 1e-6, "float64": 5e-15}
-MODEL_OPTIONS = ("bias", "dtype", "rng", "dropout", "ffn", "head_dim")  # the twin reads these off the parameters
+MODEL_OPTIONS = (
+    "bias",
+    "dtype",
+    "rng",
+    "dropout",
+    "ffn",
+    "head_dim",
+)  # the twin reads these off the parameters
 
 
 def make(rng, num_layers=2, d_model=32, num_heads=4, d_ff=48, **options):
@@ -279,7 +286,9 @@ def test_a_list_is_a_ragged_batch(rng, positions):
 def test_lists_with_everything_asked(rng, num_layers):
     layer, _ = make(rng, num_layers)
     xs, memories = [normals(rng, n, 32) for n in (5, 17)], [normals(rng, n, 32) for n in (9, 2)]
-    call = {"need_weights": True, "window": (3, None)} | ({"output_hidden_states": True} if num_layers else {})
+    call = {"need_weights": True, "window": (3, None)} | (
+        {"output_hidden_states": True} if num_layers else {}
+    )
     answer = layer(xs, memories, **call)
     for i, both in enumerate(zip(xs, memories, strict=True)):
         one = layer(*both, **call)
