@@ -37,7 +37,7 @@ def decoder_layer_reference(
     need_weights=False,
     **of_self_attention,
 ):
-    """Return (B, L, D) of x (B, L, D) and memory (B, S, D); with weights (B, H, L, L), (B, H, L, S) if asked."""
+    """Return (B, L, D) of x (B, L, D) and memory (B, S, D); if asked, the weights of both attentions too."""
     real = real_rows(np.shape(x)[:-1], key_mask, lengths)[..., None]
     x = np.where(real, as_f64(x), 0.0)  # what is padding may hold NaN
     heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads, "need_weights": True}
@@ -102,9 +102,9 @@ def decoder_reference(
     everything=False,
     **of_the_layer,
 ):
-    """Return the stack's output; with `everything` also hidden states (num_layers + 1) and both lists of weights.
+    """Return the stack's output; with `everything` also hidden states (num_layers + 1) and lists of weights.
 
-    Sinusoidal positions are added to x once; rotary turns queries and keys of every self-attention; alibi adds
+    Sinusoidal positions are added to x once; rotary turns queries and keys of each self-attention; alibi adds
     -slope[h] * |i - j| to its scores. Nothing tells tokens of the memory apart. Head masks are
     (num_layers, H).
     """

@@ -69,7 +69,8 @@ MORE_OPTIONS = {
     "eps": {"layer_norm_eps": 0.1},
     "eps of rms": {"layer_norm_eps": 0.1, "norm": "rms"},
     "modern": {
-        "bias": False, "ffn": "glu", "norm": "rms", "activation": "silu", "norm_first": True, "num_kv_heads": 2,
+        "bias": False, "ffn": "glu", "norm": "rms", "activation": "silu", "norm_first": True,
+        "num_kv_heads": 2,
     },
 }  # fmt: skip
 

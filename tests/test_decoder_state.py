@@ -1,4 +1,4 @@
-"""DecoderLayer and Decoder as objects: torch's names, loading, copies, repr, pruning, and what they refuse."""
+"""DecoderLayer and Decoder as objects: torch's names, loading, copies, repr, pruning, what they refuse."""
 
 import copy
 import pickle
@@ -290,7 +290,12 @@ REFUSED = {
     "list and array": ((list(X), M), {}, TypeError, "memory: .*list"),
     "array and list": ((X, list(M)), {}, TypeError, "memory: .*list"),
     "width in a list": (([X[0], X[1, :, :15]], list(M)), {}, ValueError, r"^x.*[\[(]5, 15,?[\])]"),
-    "width in a list of memories": ((list(X), [M[0], M[1, :, :15]]), {}, ValueError, r"^memory.*[\[(]3, 15,?[\])]"),
+    "width in a list of memories": (
+        (list(X), [M[0], M[1, :, :15]]),
+        {},
+        ValueError,
+        r"^memory.*[\[(]3, 15,?[\])]",
+    ),
     "complex x": ((X.astype(complex), M), {}, TypeError, "^x: .*complex"),
     "complex memory": ((X, M.astype(complex)), {}, TypeError, "^memory: .*complex"),
     "lengths too large": ((X, M), {"lengths": [5, 6]}, ValueError, r"^lengths: .*5.*6"),
@@ -300,31 +305,61 @@ REFUSED = {
     "memory_lengths of floats": ((X, M), {"memory_lengths": [3.0, 1.0]}, TypeError, "^memory_lengths"),
     "key_mask": ((X, M), {"key_mask": np.ones((2, 4), bool)}, ValueError, r"^key_mask: .*[\[(]2, 4,?[\])]"),
     "memory_key_mask": (
-        (X, M), {"memory_key_mask": np.ones((2, 5), bool)}, ValueError, r"^memory_key_mask: .*S.*[\[(]2, 5,?[\])]",
+        (X, M),
+        {"memory_key_mask": np.ones((2, 5), bool)},
+        ValueError,
+        r"^memory_key_mask: .*S.*[\[(]2, 5,?[\])]",
     ),
-    "memory_key_mask of floats": ((X, M), {"memory_key_mask": np.ones((2, 3))}, TypeError, "^memory_key_mask"),
-    "attn_mask": ((X, M), {"attn_mask": np.ones((5, 3), bool)}, ValueError, r"^attn_mask: .*H, L, .*[\[(]5, 3,?[\])]"),
+    "memory_key_mask of floats": (
+        (X, M),
+        {"memory_key_mask": np.ones((2, 3))},
+        TypeError,
+        "^memory_key_mask",
+    ),
+    "attn_mask": (
+        (X, M),
+        {"attn_mask": np.ones((5, 3), bool)},
+        ValueError,
+        r"^attn_mask: .*H, L, .*[\[(]5, 3,?[\])]",
+    ),
     "memory_mask": (
-        (X, M), {"memory_mask": np.ones((5, 5), bool)}, ValueError, r"^memory_mask: .*L, S.*[\[(]5, 5,?[\])]",
+        (X, M),
+        {"memory_mask": np.ones((5, 5), bool)},
+        ValueError,
+        r"^memory_mask: .*L, S.*[\[(]5, 5,?[\])]",
     ),
     "attn_mask of integers": ((X, M), {"attn_mask": np.ones((5, 5), int)}, TypeError, "^attn_mask"),
     "memory_mask of integers": ((X, M), {"memory_mask": np.ones((5, 3), int)}, TypeError, "^memory_mask"),
     "attn_mask of sequences": (
-        (X, M), {"attn_mask": np.ones((2, 5, 5), bool)}, ValueError, r"^attn_mask: .*\(H, L, ",
+        (X, M),
+        {"attn_mask": np.ones((2, 5, 5), bool)},
+        ValueError,
+        r"^attn_mask: .*\(H, L, ",
     ),
     "memory_mask of sequences": (
-        (X, M), {"memory_mask": np.ones((2, 5, 3), bool)}, ValueError, r"^memory_mask: .*\(H, L, S\)",
+        (X, M),
+        {"memory_mask": np.ones((2, 5, 3), bool)},
+        ValueError,
+        r"^memory_mask: .*\(H, L, S\)",
     ),
     "window": ((X, M), {"window": (-1, 0)}, ValueError, "^window"),
     "window of one number": ((X, M), {"window": 3}, TypeError, "^window"),
     "key_padding_mask": ((X, M), {"key_padding_mask": np.zeros((2, 5), bool)}, TypeError, "pass key_mask="),
-    "tgt_key_padding_mask": ((X, M), {"tgt_key_padding_mask": np.zeros((2, 5), bool)}, TypeError, "pass key_mask="),
+    "tgt_key_padding_mask": (
+        (X, M),
+        {"tgt_key_padding_mask": np.zeros((2, 5), bool)},
+        TypeError,
+        "pass key_mask=",
+    ),
     "memory_key_padding_mask": (
-        (X, M), {"memory_key_padding_mask": np.zeros((2, 3), bool)}, TypeError, "pass memory_key_mask=",
+        (X, M),
+        {"memory_key_padding_mask": np.zeros((2, 3), bool)},
+        TypeError,
+        "pass memory_key_mask=",
     ),
     "no such keyword": ((X, M), {"colour": 1}, TypeError, "colour"),
     "no memory": ((X,), {}, TypeError, "memory"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("through", ["call", "vjp"])
