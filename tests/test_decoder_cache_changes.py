@@ -262,6 +262,37 @@ def test_it_is_made_by_a_decoder_only():
         hw.DecoderCache()
 
 
+def test_nothing_that_was_given_is_kept(rng):
+    """What the user does to inputs and masks after a call leaves no trace in the cache, nor do layouts."""
+    decoder = made("modern")
+    x, memory, kept = normals(rng, 3, 20, D), normals(rng, 3, 9, D), rng.random((3, 9)) < 0.6
+    lengths = np.array([9, 4, 2])
+    want = decoder(x, memory, memory_key_mask=kept, memory_lengths=lengths)
+    given = [memory.copy(), kept.copy(), lengths.copy()]
+    cache = decoder.new_cache(given[0], memory_key_mask=given[1], memory_lengths=given[2])
+    for array in given:
+        array[...] = 1
+    outs, frozen = [], np.asfortranarray(x).astype(">f4")
+    frozen.flags.writeable = False
+    for i in range(10):
+        step = x[:, i : i + 1].copy()
+        outs.append(decoder.step(step, cache))
+        step[...] = np.nan
+    outs += [decoder.step(frozen[:, i : i + 5], cache) for i in (10, 15)]
+    assert_same_bits(np.concatenate(outs, axis=1), want)
+
+
+def test_reordering_at_each_step_makes_no_more_room(rng):
+    decoder = made()
+    cache, token = decoder.new_cache(normals(rng, 4, 3, D)), np.ones((4, 1, D), dtype=np.float32)
+    for _ in range(300):
+        decoder.step(token, cache)
+        cache.reorder(rng.integers(0, 4, 4))
+    held = sum(a.nbytes for a in (*cache.keys, *cache.values))
+    assert cache.nbytes <= 4 * held
+    assert cache.memory_keys[0].shape[0] == 4
+
+
 def test_growth_does_not_copy_each_step(rng):
     decoder = randomize(hw.Decoder(1, 8, 2, 8), rng)
     cache = decoder.new_cache(normals(rng, 1, 3, 8))
