@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 TILE = 64
-"""Keys leave the cache in whole tiles of so many: tiles begin at the first key, and their sums decide bits."""
+"""Keys leave in whole tiles of so many: tiles begin at the first key, and their sums decide the bits."""
 
 
 class DecoderCache:
     """Keys and values of the tokens so far, which `Decoder.step` extends, and those of the memory.
 
-    It is made by `Decoder.new_cache`. Its arrays can be looked at while it is in use. Room is made by doubling, so that a
-    step copies its own tokens only, and with a window what it no longer reaches is let go.
+    It is made by `Decoder.new_cache`. Its arrays can be looked at while it is in use. Room is made by
+    doubling, so that a step copies its own tokens only; what a window no longer reaches is let go.
 
     Attributes
     ----------
@@ -176,11 +176,12 @@ class DecoderCache:
         self._memory_rows = self._memory_rows[index]
 
     def copy(self) -> DecoderCache:
-        """Return a cache of the same tokens that goes its own way; memories, which no step changes, are shared.
+        """Return a cache of the same tokens that goes its own way.
 
         Returns
         -------
         DecoderCache
+            With arrays of its own, but for the memories, which no step changes.
         """
         other = DecoderCache.__new__(DecoderCache)
         other.__dict__.update(self.__dict__)
