@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from ._errors import ShapeError
+from headwise._errors import ArgumentTypeError, ArgumentValueError, ShapeError
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -45,6 +48,7 @@ class DecoderCache:
     """
 
     window: int | None
+    _busy: threading.Lock
     _held: NDArray[np.int64]
     _gone: int
     _own: list[tuple[NDArray[Any], NDArray[Any]]]
@@ -53,7 +57,7 @@ class DecoderCache:
     _memory_key_mask: NDArray[np.bool_] | None
 
     def __init__(self) -> None:
-        raise TypeError("DecoderCache: made by Decoder.new_cache(memory), not by itself")
+        raise ArgumentTypeError("DecoderCache: made by Decoder.new_cache(memory), not by itself")
 
     @classmethod
     def _new(
@@ -68,13 +72,24 @@ class DecoderCache:
     ) -> Self:
         cache = cls.__new__(cls)
         cache.window = window
+        cache._busy = threading.Lock()
         cache._held = np.zeros(batch, dtype=np.int64)
         cache._gone = 0
         cache._own = [_pair((batch, groups, 0, head_dim), dtype) for groups in num_kv_heads]
         cache._memory = memory
         cache._memory_rows = np.arange(batch, dtype=np.int64)
         cache._memory_key_mask = memory_key_mask
+        if memory_key_mask is not None:
+            memory_key_mask.setflags(write=False)
         return cache
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: everything but the lock."""
+        return {name: value for name, value in self.__dict__.items() if name != "_busy"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over what a pickle held."""
+        self.__dict__.update(state, _busy=threading.Lock())
 
     def __len__(self) -> int:
         """Return the number of sequences."""
@@ -160,15 +175,19 @@ class DecoderCache:
         if index.size == 0:
             index = index.astype(np.intp)
         if index.dtype.kind not in "iu":
-            raise TypeError(f"indices: expected integers (B',), got dtype {index.dtype}")
+            raise ArgumentTypeError(f"indices: expected integers (B',), got dtype {index.dtype}")
         if index.ndim != 1:
             raise ShapeError(f"indices: expected integers (B',), got shape {index.shape}")
         if index.size and not (index.min() >= 0 and index.max() < len(self)):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"indices: expected numbers from 0 to {len(self) - 1}, got {index.min()} to {index.max()}"
             )
         if len(index) == len(self) and bool((index == np.arange(len(self))).all()):
             return
+        with self._alone():
+            self._take(index)
+
+    def _take(self, index: NDArray[Any]) -> None:
         most = int(self._held[index].max(initial=0))
         room = self._own[0][0].shape[2] if self._own else 0
         self._own = [tuple(_taken(array, index, most, room) for array in pair) for pair in self._own]  # type: ignore[misc]
@@ -184,9 +203,9 @@ class DecoderCache:
             With arrays of its own, but for the memories, which no step changes.
         """
         other = DecoderCache.__new__(DecoderCache)
-        other.__dict__.update(self.__dict__)
-        other._held = self._held.copy()
-        other._own = [(keys.copy(), values.copy()) for keys, values in self._own]
+        with self._alone():
+            other.__setstate__(self.__getstate__())
+            other._own = [(keys.copy(), values.copy()) for keys, values in self._own]
         return other
 
     def crop(self, lengths: ArrayLike) -> None:
@@ -202,7 +221,13 @@ class DecoderCache:
         ValueError
             If a sequence has fewer tokens, or a window has let go of some that would be needed again.
         """
-        wanted = np.asarray(lengths)
+        with self._alone():
+            self._held = self._cropped(np.asarray(lengths)) - self._gone
+
+    def _cropped(self, wanted: NDArray[Any]) -> NDArray[np.int64]:
+        """Return the tokens of each sequence that are to stay, if they can."""
+        if wanted.size == 0:
+            wanted = wanted.astype(np.int64)
         if wanted.dtype.kind not in "iu" or wanted.shape not in {(), (len(self),)}:
             raise ShapeError(
                 f"lengths: expected an int or integers (B,) = ({len(self)},), "
@@ -210,15 +235,32 @@ class DecoderCache:
             )
         wanted = np.broadcast_to(wanted, self._held.shape).astype(np.int64)
         if bool((wanted > self.lengths).any() or (wanted < 0).any()):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"lengths: expected numbers from 0 to {self.lengths.tolist()}, got {wanted.tolist()}"
             )
         if self._gone and bool((wanted - (self.window or 0) < self._gone).any()):
-            raise ValueError(
+            raise ArgumentValueError(
                 f"lengths: the window of {self.window} has let go of the first {self._gone} tokens, "
                 f"got {wanted.tolist()}"
             )
-        self._held = wanted - self._gone
+        return wanted
+
+    def _enter(self) -> None:
+        """Begin to use the cache, or refuse it while another thread does."""
+        if not self._busy.acquire(blocking=False):
+            raise ArgumentValueError("cache: another thread is using it")
+
+    def _leave(self) -> None:
+        """End what `_enter` began."""
+        self._busy.release()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave()
 
     def _most(self) -> int:
         """Return the rows of the longest sequence."""

@@ -194,17 +194,20 @@ impl<T: Float> Decoder<T> {
         }
     }
 
-    /// A stack without some heads of some layers: (layer, heads of self-attention, heads of attention to the memory).
+    /// A stack without some heads of some layers, of self-attention and of attention to the memory.
     ///
     /// # Errors
     /// `Value` for a layer that is not there, and those of [`DecoderLayer::prune`].
-    pub fn prune(&self, heads: &[(usize, Vec<usize>, Vec<usize>)]) -> Result<Self> {
+    pub fn prune(&self, own: &[(usize, Vec<usize>)], cross: &[(usize, Vec<usize>)]) -> Result<Self> {
         let mut pruned = self.clone();
-        for (n, own, cross) in heads {
-            let layer = pruned.layers.get(*n).ok_or_else(|| {
-                Error::Value(format!("heads: expected layers below {}, got {n}", self.layers.len()))
-            })?;
-            pruned.layers[*n] = layer.prune(own, cross)?;
+        for (name, heads, is_own) in [("heads", own, true), ("cross_heads", cross, false)] {
+            for (n, heads) in heads {
+                let layer = pruned.layers.get(*n).ok_or_else(|| {
+                    Error::Value(format!("{name}: expected layers below {}, got {n}", self.layers.len()))
+                })?;
+                pruned.layers[*n] =
+                    if is_own { layer.prune(heads, &[])? } else { layer.prune(&[], heads)? };
+            }
         }
         Ok(pruned)
     }

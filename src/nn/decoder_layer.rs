@@ -16,7 +16,7 @@ use super::norm::Norm;
 use super::residual::Residual;
 use super::state::{Loader, Module, State, prefixed};
 use super::tokens::{Layout, Tokens, buffer};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::linear::After;
 use crate::ops::reused::Reused;
 use crate::simd::Float;
@@ -184,10 +184,17 @@ impl<T: Float> DecoderLayer<T> {
     /// # Errors
     /// Those of [`MultiHeadAttention::prune`].
     pub fn prune(&self, own: &[usize], cross: &[usize]) -> Result<Self> {
-        let pruned = |attention: &MultiHeadAttention<T>, heads: &[usize]| {
-            if heads.is_empty() { Ok(attention.clone()) } else { attention.prune(heads) }
-        };
-        Ok(Self { own: pruned(&self.own, own)?, cross: pruned(&self.cross, cross)?, ..self.clone() })
+        let mut pruned = self.clone();
+        if !own.is_empty() {
+            pruned.own = self.own.prune(own)?;
+        }
+        if !cross.is_empty() {
+            pruned.cross = self.cross.prune(cross).map_err(|error| match error {
+                Error::Value(text) => Error::Value(text.replacen("heads:", "cross_heads:", 1)),
+                other => other,
+            })?;
+        }
+        Ok(pruned)
     }
 }
 

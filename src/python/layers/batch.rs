@@ -26,6 +26,15 @@ pub enum Axes {
 }
 
 impl Axes {
+    /// Without the width of rows, for texts of errors.
+    fn extents(&self) -> String {
+        match self {
+            Axes::Single(l) => format!("({l}, D)"),
+            Axes::Batch(b, l) => format!("({b}, {l}, D)"),
+            Axes::List(lengths) => format!("a list of {lengths:?}"),
+        }
+    }
+
     /// With rows of `width` numbers, for texts of errors.
     pub fn describe(&self, width: usize) -> String {
         match self {
@@ -68,13 +77,15 @@ impl<'py, T: Float + Element> Batch<'py, T> {
             }
             Err(Error::Shape(format!("{name}: expected {axes} with D = {width}, got shape {shape:?}")))
         };
+        // Keys are counted by S.
+        let l = if name == "memory" { "S" } else { "L" };
         if is_ragged(object)? {
             let list = object.cast_exact::<PyList>()?;
             let mut inputs = Vec::with_capacity(list.len());
             let mut lengths = Vec::with_capacity(list.len());
             for item in list {
                 let operand = Operand::new(name, &item)?;
-                check(operand.shape(), "a list of (L, D)")?;
+                check(operand.shape(), &format!("a list of ({l}, D)"))?;
                 lengths.push(operand.shape()[0]);
                 inputs.push(operand.read_dense()?);
             }
@@ -86,12 +97,13 @@ impl<'py, T: Float + Element> Batch<'py, T> {
             [b, l, _] => Axes::Batch(b, l),
             _ => {
                 let came = operand.shape();
-                let text =
-                    format!("{name}: expected (B, L, D), (L, D) or a list of (L, D), got shape {came:?}");
+                let text = format!(
+                    "{name}: expected (B, {l}, D), ({l}, D) or a list of ({l}, D), got shape {came:?}"
+                );
                 return Err(Error::Shape(text).into());
             }
         };
-        check(operand.shape(), "(B, L, D) or (L, D)")?;
+        check(operand.shape(), &format!("(B, {l}, D) or ({l}, D)"))?;
         Ok(Self { inputs: vec![operand.read_dense()?], axes, name })
     }
 
@@ -133,8 +145,10 @@ impl<'py, T: Float + Element> Batch<'py, T> {
             (Axes::Single(a), Axes::Single(b)) if !same_length || a == b => Ok(()),
             (Axes::Batch(a, l), Axes::Batch(b, m)) if a == b && (!same_length || l == m) => Ok(()),
             (a, b) => Err(Error::Shape(format!(
-                "{name}: expected the batch{} of {with}, {b:?}, got {a:?}",
-                if same_length { " and the length" } else { "" }
+                "{name}: expected the batch{} of {with}, {}, got {}",
+                if same_length { " and the length" } else { "" },
+                b.extents(),
+                a.extents()
             ))),
         }
     }

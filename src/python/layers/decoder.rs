@@ -153,13 +153,13 @@ impl PyDecoder {
 }
 
 /// Heads by layer.
-fn by_layer(heads: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<(usize, Vec<usize>)>> {
+fn by_layer(name: &str, heads: Option<&Bound<'_, PyAny>>) -> PyResult<Vec<(usize, Vec<usize>)>> {
     let Some(heads) = heads else { return Ok(Vec::new()) };
     let mut all = Vec::new();
     for item in heads.call_method0("items")?.try_iter()? {
         let (layer, heads): (Bound<'_, PyAny>, Bound<'_, PyAny>) = item?.extract()?;
-        let heads = heads.try_iter()?.map(|h| width("heads", &h?)).collect::<PyResult<Vec<_>>>()?;
-        all.push((width("heads", &layer)?, heads));
+        let heads = heads.try_iter()?.map(|h| width(name, &h?)).collect::<PyResult<Vec<_>>>()?;
+        all.push((width(name, &layer)?, heads));
     }
     Ok(all)
 }
@@ -413,7 +413,8 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
     /// Returns
     /// -------
     /// DecoderCache
-    ///     Of as many sequences as there are memories, without tokens.
+    ///     Of as many sequences as there are memories, without tokens. It belongs to the parameters that the decoder has
+    ///     now: after `load_state_dict` make another.
     ///
     /// Raises
     /// ------
@@ -421,7 +422,8 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
     ///     If shapes do not fit or a value is out of range.
     /// TypeError
     ///     If a mask is of the wrong kind.
-    #[pyo3(signature = (memory, *, memory_key_mask = None, memory_lengths = None, window = None))]
+    #[pyo3(signature = (memory, *, memory_key_mask = None, memory_lengths = None, window = None, **unknown),
+        text_signature = "($self, memory, *, memory_key_mask=None, memory_lengths=None, window=None)")]
     fn new_cache<'py>(
         &self,
         py: Python<'py>,
@@ -429,8 +431,10 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
         memory_key_mask: Option<&Bound<'py, PyAny>>,
         memory_lengths: Option<&Bound<'py, PyAny>>,
         window: Option<&Bound<'py, PyAny>>,
+        unknown: Option<&Bound<'py, PyDict>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         entry(|| {
+            no_more("Decoder.new_cache", unknown)?;
             let masks = MaskArguments {
                 key_mask: memory_key_mask,
                 key_lengths: memory_lengths,
@@ -466,7 +470,7 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
     /// Raises
     /// ------
     /// ValueError
-    ///     If shapes do not fit, or the cache belongs to another decoder or is in use by another thread.
+    ///     If shapes do not fit, the cache belongs to a decoder of other widths, or another thread is using it.
     /// TypeError
     ///     If `cache` is none, or of another dtype.
     #[pyo3(signature = (x, cache, *, lengths = None, need_weights = false))]
@@ -505,12 +509,11 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
         cross_heads: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
         entry(|| {
-            let own = by_layer(Some(heads))?.into_iter().map(|(n, heads)| (n, heads, Vec::new()));
-            let cross = by_layer(cross_heads)?.into_iter().map(|(n, heads)| (n, Vec::new(), heads));
-            let all: Vec<_> = own.chain(cross).collect();
+            let own = by_layer("heads", Some(heads))?;
+            let cross = by_layer("cross_heads", cross_heads)?;
             Ok(Self::of(match self.held.get() {
-                Either::F32(stack) => Either::F32(Arc::new(stack.prune(&all)?)),
-                Either::F64(stack) => Either::F64(Arc::new(stack.prune(&all)?)),
+                Either::F32(stack) => Either::F32(Arc::new(stack.prune(&own, &cross)?)),
+                Either::F64(stack) => Either::F64(Arc::new(stack.prune(&own, &cross)?)),
             }))
         })
     }

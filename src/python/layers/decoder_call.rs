@@ -74,12 +74,17 @@ pub struct Inputs<'a, T> {
 }
 
 /// What `memory_mask=` and its companions are called where masks are read.
-const MEMORY_NAMES: [(&str, &str); 3] =
-    [("attn_mask", "memory_mask"), ("key_mask", "memory_key_mask"), ("key_lengths", "memory_lengths")];
-const OWN_NAMES: [(&str, &str); 1] = [("key_lengths", "lengths")];
+const MEMORY_NAMES: [(&str, &str); 4] = [
+    ("attn_mask", "memory_mask"),
+    ("key_mask", "memory_key_mask"),
+    ("key_lengths", "memory_lengths"),
+    ("lengths", "memory_lengths"),
+];
+/// What `lengths=` is called there.
+pub const OWN_NAMES: [(&str, &str); 1] = [("key_lengths", "lengths")];
 
 /// The error in the names of the arguments that were given.
-fn renamed(py: Python<'_>, error: PyErr, names: &[(&str, &str)]) -> PyErr {
+pub fn renamed(py: Python<'_>, error: PyErr, names: &[(&str, &str)]) -> PyErr {
     let text = error.value(py).to_string();
     match names.iter().find(|(name, _)| text.starts_with(&format!("{name}:"))) {
         Some((name, given)) => PyErr::from_type(error.get_type(py), text.replacen(name, given, 1)),

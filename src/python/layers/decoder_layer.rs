@@ -397,14 +397,16 @@ layer_class!(
             heads: &Bound<'_, PyAny>,
             cross_heads: Option<&Bound<'_, PyAny>>,
         ) -> PyResult<Self> {
-            let read = |heads: &Bound<'_, PyAny>| {
-                heads.try_iter()?.map(|h| width("heads", &h?)).collect::<PyResult<Vec<_>>>()
+            let read = |name, heads: &Bound<'_, PyAny>| {
+                let heads = heads.try_iter()?.map(|h| width(name, &h?)).collect::<PyResult<Vec<_>>>()?;
+                Ok::<_, PyErr>(vec![(0, heads)])
             };
             entry(|| {
-                let all = [(0, read(heads)?, cross_heads.map_or_else(|| Ok(Vec::new()), read)?)];
+                let own = read("heads", heads)?;
+                let cross = cross_heads.map_or_else(|| Ok(Vec::new()), |heads| read("cross_heads", heads))?;
                 Ok(Self::of(match self.held.get() {
-                    Either::F32(layer) => Either::F32(Arc::new(OneLayer(layer.0.prune(&all)?))),
-                    Either::F64(layer) => Either::F64(Arc::new(OneLayer(layer.0.prune(&all)?))),
+                    Either::F32(layer) => Either::F32(Arc::new(OneLayer(layer.0.prune(&own, &cross)?))),
+                    Either::F64(layer) => Either::F64(Arc::new(OneLayer(layer.0.prune(&own, &cross)?))),
                 }))
             })
         }

@@ -7,7 +7,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::PyList;
 
 use super::batch::{Axes, Batch, give, give_weights, is_empty_list, said};
-use super::decoder_call::{heads, memory_masks, memory_said};
+use super::decoder_call::{OWN_NAMES, heads, memory_masks, memory_said, renamed};
 use super::held::shaped;
 use crate::error::{Error, Result};
 use crate::nn::attention::{Memory, Past, Step};
@@ -68,7 +68,7 @@ pub fn new_cache<'py, T: Float + Element>(
     CACHE.import(py, "headwise._cache", "DecoderCache")?.call_method1("_new", arguments)
 }
 
-/// Takes new tokens through a stack, and adds them to the cache.
+/// Takes new tokens through a stack, and adds them to the cache, which nobody else may change meanwhile.
 ///
 /// # Errors
 /// As the contract has them.
@@ -80,11 +80,25 @@ pub fn step<'py, T: Float + Element>(
     lengths: Option<&Bound<'py, PyAny>>,
     need_weights: bool,
 ) -> PyResult<Bound<'py, PyAny>> {
-    let c = &stack.config.attention;
     if !cache.is_instance(CACHE.import(py, "headwise._cache", "DecoderCache")?)? {
         let came = cache.get_type();
         return Err(Error::Type(format!("cache: expected what new_cache returns, got {came}")).into());
     }
+    cache.call_method0(intern!(py, "_enter"))?;
+    let made = step_alone(py, stack, x, cache, lengths, need_weights);
+    cache.call_method0(intern!(py, "_leave"))?;
+    made
+}
+
+fn step_alone<'py, T: Float + Element>(
+    py: Python<'py>,
+    stack: &Decoder<T>,
+    x: &Bound<'py, PyAny>,
+    cache: &Bound<'py, PyAny>,
+    lengths: Option<&Bound<'py, PyAny>>,
+    need_weights: bool,
+) -> PyResult<Bound<'py, PyAny>> {
+    let c = &stack.config.attention;
     let held: Vec<usize> = numbers(cache, intern!(py, "_held"))?;
     let x = Batch::<T>::read("x", x, c.d_model)?;
     let (b, n) = match &x.axes {
@@ -101,8 +115,10 @@ pub fn step<'py, T: Float + Element>(
         let text = format!("x: expected the {} sequences of the cache, got {came}", held.len());
         return Err(Error::Shape(text).into());
     }
-    let masks = HeldMasks::<T>::read(&MaskArguments { key_lengths: lengths, ..MaskArguments::default() })?;
-    let said = said(&masks.masks(), c.num_heads, &x.axes, &x.axes).map_err(super::stack::rename_lengths)?;
+    let masks = MaskArguments { key_lengths: lengths, ..MaskArguments::default() };
+    let masks = HeldMasks::<T>::read(&masks).map_err(|e| renamed(py, e, &OWN_NAMES))?;
+    let said =
+        said(&masks.masks(), c.num_heads, &x.axes, &x.axes).map_err(|e| renamed(py, e.into(), &OWN_NAMES))?;
     let layout = x.layout(said.keep.as_deref());
     cache.call_method1(intern!(py, "_make_room"), (n,))?;
     // The rows that are held, counted anew: room may have been made by letting go of some.
@@ -210,7 +226,7 @@ fn numbers(cache: &Bound<'_, PyAny>, name: &Bound<'_, pyo3::types::PyString>) ->
 }
 
 /// An attribute of the cache that is a list of (keys, values), one for each layer.
-fn pairs<'py, T: Element, R>(
+fn pairs<'py, T: Float + Element, R>(
     cache: &Bound<'py, PyAny>,
     name: &Bound<'py, pyo3::types::PyString>,
     layers: usize,
@@ -224,7 +240,9 @@ fn pairs<'py, T: Element, R>(
     }
     let one = |array: &Bound<'py, PyAny>| {
         let array = array.cast::<PyArray4<T>>().map_err(|_| {
-            Error::Type("cache: it belongs to a decoder of another dtype, or its arrays were replaced".into())
+            let came =
+                array.getattr("dtype").map_or_else(|_| "no array".to_owned(), |dtype| dtype.to_string());
+            Error::DType(format!("cache: expected that of a decoder in {}, got arrays of {came}", T::NAME))
         })?;
         borrow(array)
     };

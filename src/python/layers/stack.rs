@@ -7,6 +7,7 @@ use pyo3::types::{PyDict, PyList};
 
 use super::arguments::{choice, optional_width, width};
 use super::batch::{Axes, Batch, give, head_mask, is_empty_list, said};
+use super::decoder_call::{OWN_NAMES, renamed};
 use super::wanted::Wanted;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
@@ -151,9 +152,9 @@ pub fn with_inputs<'py, T: Float + Element, R: Send>(
     let c = &stack.config.attention;
     let x = if is_empty_list(given.x) { None } else { Some(Batch::<T>::read("x", given.x, c.d_model)?) };
     let axes = x.as_ref().map_or(Axes::List(Vec::new()), |x| x.axes.clone());
-    let held = HeldMasks::<T>::read(&given.masks)?;
+    let held = HeldMasks::<T>::read(&given.masks).map_err(|e| renamed(py, e, &OWN_NAMES))?;
     let masks = held.masks();
-    let said = said(&masks, c.num_heads, &axes, &axes).map_err(rename_lengths)?;
+    let said = said(&masks, c.num_heads, &axes, &axes).map_err(|e| renamed(py, e.into(), &OWN_NAMES))?;
     let factors = factors::<T>(stack, given)?;
     let layout = x.as_ref().map_or_else(|| Layout::dense(Vec::new()), |x| x.layout(said.keep.as_deref()));
     let rows = x.as_ref().map(Batch::rows).unwrap_or_default();
@@ -227,13 +228,4 @@ fn factors<T: Float + Element>(stack: &Encoder<T>, given: &Given<'_, '_>) -> PyR
     }
     let mask = head_mask::<T>(given.head_mask, &[stack.layers.len(), heads], "(num_layers, H)")?;
     Ok(mask.map(|m| m.chunks_exact(heads).map(<[T]>::to_vec).collect()))
-}
-
-/// Encoders call `key_lengths` `lengths`.
-pub fn rename_lengths(error: Error) -> Error {
-    match error {
-        Error::Shape(text) => Error::Shape(text.replace("key_lengths", "lengths")),
-        Error::Value(text) => Error::Value(text.replace("key_lengths", "lengths")),
-        other => other,
-    }
 }
