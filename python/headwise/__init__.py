@@ -59,9 +59,11 @@ from headwise._threads import num_threads
 if TYPE_CHECKING:
     from headwise import init, losses, optim, testing, vjp
     from headwise._gradcheck import gradcheck
+    from headwise._seq2seq import Seq2Seq
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
     from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
+    from headwise._transformer import Transformer
 
 __all__ = [
     "AttentionLink",
@@ -83,11 +85,13 @@ __all__ = [
     "MultiHeadAttention",
     "Pullback",
     "RMSNorm",
+    "Seq2Seq",
     "Sequential",
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
     "TrainingCheckpoint",
+    "Transformer",
     "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
@@ -124,9 +128,11 @@ __all__ = [
 
 _MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
+    "Seq2Seq": "_seq2seq",
     "Sequential": "_sequential",
     "TextEncoder": "_text_encoder",
     "TrainingCheckpoint": "_training_checkpoint",
+    "Transformer": "_transformer",
     "gradcheck": "_gradcheck",
     "load_checkpoint": "_training_checkpoint",
     "save_checkpoint": "_training_checkpoint",
