@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 from headwise._attention_links import AttentionLink, AttentionLinks
 from headwise._attention_maps import AttentionMaps
 from headwise._core import (
+    Decoder,
+    DecoderLayer,
     Embedding,
     Encoder,
     EncoderLayer,
@@ -52,12 +54,13 @@ from headwise._errors import (
     TokenizerError,
     UnsupportedModelError,
 )
-from headwise._layers import EncoderOutput
+from headwise._layers import DecoderOutput, EncoderOutput
 from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
     from headwise import init, losses, optim, testing, vjp
+    from headwise._cache import DecoderCache
     from headwise._gradcheck import gradcheck
     from headwise._seq2seq import Seq2Seq
     from headwise._sequential import Sequential
@@ -70,6 +73,10 @@ __all__ = [
     "AttentionLinks",
     "AttentionMaps",
     "DTypeError",
+    "Decoder",
+    "DecoderCache",
+    "DecoderLayer",
+    "DecoderOutput",
     "Embedding",
     "EncodeInfo",
     "Encoder",
@@ -128,6 +135,7 @@ __all__ = [
 
 _MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
+    "DecoderCache": "_cache",
     "Seq2Seq": "_seq2seq",
     "Sequential": "_sequential",
     "TextEncoder": "_text_encoder",

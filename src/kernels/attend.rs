@@ -47,6 +47,8 @@ pub struct Row {
     pub head: usize,
     /// Number of the query among those given.
     pub index: usize,
+    /// Number that a bias by distance counts the query with, where the keys given begin with 0.
+    pub rank: usize,
     /// Place of the query within the sequence.
     pub query: usize,
     /// First key that causality and window allow, counted among the keys given.
@@ -94,7 +96,7 @@ pub struct Scoring<'a, T> {
     pub scale: T,
     /// Soft cap.
     pub softcap: Option<T>,
-    /// Slope of each head: - slope * |query - key| is added, both counted from 0 among those given.
+    /// Slope of each head: - slope * |rank of the query - key| is added, keys counted from 0 among those given.
     pub alibi: Option<&'a [T]>,
     /// Mask and bias.
     pub mask: Mask<'a, T>,

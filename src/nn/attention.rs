@@ -7,10 +7,12 @@
 //! ```
 
 mod backward;
+mod cached;
 pub(crate) mod config;
 pub(crate) mod parameters;
 
 pub use backward::{LayerGradients, SavedAttention, SourceGradients};
+pub use cached::{Memory, Past, Step};
 
 pub use config::AttentionConfig;
 
@@ -267,6 +269,7 @@ impl<T: Float> MultiHeadAttention<T> {
                 starts: [at * wide.row, key_at * narrow.row, key_at * narrow.row, at * wide.row],
                 q_len,
                 k_len,
+                past: 0,
                 offset: masks.map_or(0, |m| m.offset),
                 key_mask: masks.and_then(|m| m.key_mask.as_ref()).map(|allowed| match keys.places_of(b) {
                     Some(places) => places.iter().map(|&p| allowed[p as usize]).collect(),
@@ -290,12 +293,29 @@ impl<T: Float> MultiHeadAttention<T> {
             weights_len += wanted * q_len * k_len;
             elements += (heads * queries.full[b] * keys.full[b]) as u64;
         }
+        let operands = [
+            Operand { data: q, strides: wide },
+            Operand { data: k, strides: narrow },
+            Operand { data: v, strides: narrow },
+        ];
+        self.over(operands, call, sequences)
+    }
+
+    /// Attention of a call over queries, keys and values, as far as the layer decides it. The output lies as (T, H E).
+    fn over<'a>(
+        &self,
+        [q, k, v]: [Operand<'a, T>; 3],
+        call: &Call<'a, T>,
+        sequences: Vec<Sequence<'a, T>>,
+    ) -> Attention<'a, T> {
+        let config = &self.config;
+        let e = config.head_dim;
         Attention {
-            q: Operand { data: q, strides: wide },
-            k: Operand { data: k, strides: narrow },
-            v: Operand { data: v, strides: narrow },
-            out: wide,
-            heads,
+            q,
+            k,
+            v,
+            out: Strides { head: e, row: config.query_width() },
+            heads: config.num_heads,
             kv_heads: config.num_kv_heads,
             e,
             ev: e,

@@ -33,7 +33,21 @@ pub enum Positions {
 }
 
 /// Base of rotary positions, as in their paper.
-const ROTARY_THETA: f64 = 10_000.0;
+pub(super) const ROTARY_THETA: f64 = 10_000.0;
+
+/// Refuses rotary positions of an odd head width.
+///
+/// # Errors
+/// `Value`.
+pub(super) fn check_positions(positions: Option<Positions>, config: &LayerConfig) -> Result<()> {
+    if positions == Some(Positions::Rotary) && !config.attention.head_dim.is_multiple_of(2) {
+        return Err(Error::Value(format!(
+            "positions: rotary positions turn pairs of columns and need an even head_dim, got {}",
+            config.attention.head_dim
+        )));
+    }
+    Ok(())
+}
 
 /// A stack with its parameters.
 #[derive(Clone, Debug)]
@@ -122,12 +136,7 @@ impl<T: Float> Encoder<T> {
         positions: Option<Positions>,
         init: &mut Init,
     ) -> Result<Self> {
-        if positions == Some(Positions::Rotary) && !config.attention.head_dim.is_multiple_of(2) {
-            return Err(Error::Value(format!(
-                "positions: rotary positions turn pairs of columns and need an even head_dim, got {}",
-                config.attention.head_dim
-            )));
-        }
+        check_positions(positions, &config)?;
         let layers =
             (0..num_layers).map(|_| EncoderLayer::new(config.clone(), init)).collect::<Result<_>>()?;
         let norm = final_norm.then(|| {

@@ -5,6 +5,8 @@
 //! padding is taken out once, before the first layer, and put back after the last.
 
 pub mod attention;
+pub mod decoder;
+pub mod decoder_layer;
 pub mod dropout;
 pub mod embedding;
 pub mod encoder;
@@ -14,5 +16,6 @@ pub mod init;
 pub mod linear;
 pub mod norm;
 pub mod random;
+pub mod residual;
 pub mod state;
 pub mod tokens;

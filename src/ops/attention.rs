@@ -61,6 +61,8 @@ pub struct Sequence<'a, T> {
     pub q_len: usize,
     /// S, blocked keys included.
     pub k_len: usize,
+    /// Keys before the one that belongs to the first query: a bias by distance counts queries from there on.
+    pub past: usize,
     /// What is added to a query's place before causality and window compare it with a key's place.
     pub offset: i64,
     /// Keys that may be attended at all, if not every one.

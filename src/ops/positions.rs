@@ -38,9 +38,26 @@ impl FromStr for Layout {
 /// # Errors
 /// `Shape` where n * d is too large, `Memory`, `Interrupted`.
 pub fn sinusoidal_positions<T: Float>(n: usize, d: usize, layout: Layout) -> Result<ArrayD<T>> {
+    shaped(&[n, d], waves(n, d, layout, |row| row)?)
+}
+
+/// The rows of the interleaved table that belong to the places given: (places, d).
+///
+/// # Errors
+/// As [`sinusoidal_positions`].
+pub fn sinusoidal_rows<T: Float>(places: &[usize], d: usize) -> Result<Vec<T>> {
+    waves(places.len(), d, Layout::Interleaved, |row| places[row])
+}
+
+fn waves<T: Float>(
+    n: usize,
+    d: usize,
+    layout: Layout,
+    place: impl Fn(usize) -> usize + Sync,
+) -> Result<Vec<T>> {
     let mut out = zeros(elements("sinusoidal_positions", &[n, d])?)?;
     if n == 0 {
-        return shaped(&[n, d], out);
+        return Ok(out);
     }
     let sines = d.div_ceil(2);
     let mut divisors = zeros::<f64>(sines)?;
@@ -49,8 +66,9 @@ pub fn sinusoidal_positions<T: Float>(n: usize, d: usize, layout: Layout) -> Res
     }
     over_rows(&mut out, d, 1 + 20 * d, |first, rows| {
         for (i, row) in rows.chunks_exact_mut(d).enumerate() {
+            let place = place(first + i) as f64;
             for (pair, divisor) in divisors.iter().enumerate() {
-                let (sin, cos) = libm::sincos((first + i) as f64 / divisor);
+                let (sin, cos) = libm::sincos(place / divisor);
                 let (a, b) = match layout {
                     Layout::Interleaved => (2 * pair, 2 * pair + 1),
                     Layout::Concat => (pair, sines + pair),
@@ -62,7 +80,7 @@ pub fn sinusoidal_positions<T: Float>(n: usize, d: usize, layout: Layout) -> Res
             }
         }
     })?;
-    shaped(&[n, d], out)
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -203,23 +203,49 @@ pub fn rotate_rows_back<T: Float>(
     turn_rows(x, (heads, e), lengths, theta, true)
 }
 
+/// [`rotate_rows`] for rows whose places are given one by one, which costs the angles of each.
+///
+/// # Errors
+/// As [`rotate_rows`].
+pub fn rotate_rows_at<T: Float>(
+    x: &mut [T],
+    heads: usize,
+    e: usize,
+    places: &[usize],
+    theta: f64,
+) -> Result<()> {
+    let positions: Vec<f64> = places.iter().map(|&p| p as f64).collect();
+    let angles = Angles::new(&positions, e, &Rotary { theta, ..Rotary::default() })?;
+    let rows: Vec<usize> = (0..places.len()).collect();
+    turn_by(x, (heads, e), &angles, &rows)
+}
+
 fn turn_rows<T: Float>(
     x: &mut [T],
-    (heads, e): (usize, usize),
+    widths: (usize, usize),
     lengths: &[usize],
     theta: f64,
     back: bool,
 ) -> Result<()> {
     let longest = lengths.iter().copied().max().unwrap_or(0);
     let positions: Vec<f64> = (0..longest).map(|p| p as f64).collect();
-    let mut angles = Angles::<T>::new(&positions, e, &Rotary { theta, ..Rotary::default() })?;
+    let mut angles = Angles::<T>::new(&positions, widths.1, &Rotary { theta, ..Rotary::default() })?;
     if back {
         angles.reverse();
     }
-    let Angles { cos, sin, pairs } = angles;
     let places: Vec<usize> = lengths.iter().flat_map(|&n| 0..n).collect();
+    turn_by(x, widths, &angles, &places)
+}
+
+/// Turns the heads of row i by the angles of `places[i]`.
+fn turn_by<T: Float>(
+    x: &mut [T],
+    (heads, e): (usize, usize),
+    Angles { cos, sin, pairs }: &Angles<T>,
+    places: &[usize],
+) -> Result<()> {
     let isa = active()?;
-    let width = heads * e;
+    let (width, pairs) = (heads * e, *pairs);
     over_rows(&mut x[..places.len() * width], width, 1 + width / 2, |first, rows| {
         let mut turned = vec![T::ZERO; e];
         for (i, row) in rows.chunks_exact_mut(width).enumerate() {

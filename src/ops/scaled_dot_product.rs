@@ -224,6 +224,7 @@ fn with_attention<T: Float, R>(
         starts: [qs.start(b), ks.start(b), vs.start(b), b * heads * l * ev],
         q_len: l,
         k_len: s,
+        past: 0,
         offset: element.offset,
         key_mask: element.key_mask,
         query_places: None,

@@ -171,6 +171,7 @@ fn with_attention<T: Float, R>(
             starts: [queries[n] * qs.row, keys[n] * ks.row, keys[n] * vs.row, queries[n] * heads * ev],
             q_len: l,
             k_len: s,
+            past: 0,
             offset: offset(n, l, s),
             key_mask: None,
             query_places: None,

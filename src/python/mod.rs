@@ -73,6 +73,10 @@ mod _core {
     #[pymodule_export]
     use super::functions::vjp::softmax::vjp_softmax;
     #[pymodule_export]
+    use super::layers::decoder::PyDecoder;
+    #[pymodule_export]
+    use super::layers::decoder_layer::PyDecoderLayer;
+    #[pymodule_export]
     use super::layers::embedding::PyEmbedding;
     #[pymodule_export]
     use super::layers::encoder::PyEncoder;
@@ -124,7 +128,8 @@ mod _core {
         }
         // A slot like `__call__` has neither a signature nor a docstring; an ordinary method under that name has both.
         let small = ["Linear", "Embedding", "LayerNorm", "RMSNorm", "FeedForward"];
-        for layer in ["MultiHeadAttention", "EncoderLayer", "Encoder", "Pullback"].into_iter().chain(small) {
+        let stacks = ["EncoderLayer", "Encoder", "DecoderLayer", "Decoder"];
+        for layer in ["MultiHeadAttention", "Pullback"].into_iter().chain(stacks).chain(small) {
             let layer = module.getattr(layer)?;
             layer.setattr("__call__", layer.getattr("_call")?)?;
             layer.delattr("_call")?;

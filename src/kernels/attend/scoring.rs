@@ -128,7 +128,7 @@ pub fn score_row<T: Float, S: Simd<T>>(
     scale_and_cap_in(s, unit, x, scoring, used);
     if let Some(slopes) = scoring.alibi {
         for (c, b) in bias.iter_mut().take(count).enumerate() {
-            let distance = row.index.abs_diff(first + c);
+            let distance = row.rank.abs_diff(first + c);
             *b = times(-(slopes[row.head] * T::from_f64(distance as f64)), unit.of_score);
         }
         add_to(s, x, bias, used);
@@ -153,7 +153,7 @@ pub fn add_biases<T: Float>(
 ) {
     for (c, x) in x.iter_mut().enumerate() {
         if let Some(slopes) = scoring.alibi {
-            *x += -(slopes[row.head] * T::from_f64(row.index.abs_diff(first + c) as f64));
+            *x += -(slopes[row.head] * T::from_f64(row.rank.abs_diff(first + c) as f64));
         }
         if let Mask::Float(data, [h, l, k]) = scoring.mask {
             *x += data[row.head * h + row.query * l + keys.place(first + c) * k];

@@ -69,6 +69,7 @@ impl<T: Float> Case<T> {
         let row = |(i, &(first, end)): (usize, &(usize, usize))| Row {
             head: 0,
             index: 0,
+            rank: i,
             query: i,
             first,
             end: end.min(count),

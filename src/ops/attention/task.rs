@@ -81,7 +81,7 @@ impl<T: Float> Task<'_, T> {
             next = if i + 1 < sequence.q_len { (head, i + 1) } else { (head + 1, 0) };
             let (first, end) = self.call.range(place(i), sequence.offset, kept.places.as_deref(), kept.count);
             let out = sequence.starts[3] + head * self.call.out.head + i * self.call.out.row;
-            Row { head, index: i, query: place(i), first, end, out }
+            Row { head, index: i, rank: sequence.past + i, query: place(i), first, end, out }
         };
         self.chunk.clone().map(row).collect()
     }

@@ -3,9 +3,14 @@
 /// The methods of a class: its own, in braces, and those that all share.
 ///
 /// The class holds its layer as `held`, is made by `of`, says the keywords that make it again (`keywords`) and what stands
-/// in the parentheses of its repr (`arguments`). `cast` makes the layer in another type.
+/// in the parentheses of its repr (`arguments`). `cast` makes the layer in another type. Where heads can be pruned, `gone`
+/// says, for its pickle, what `prune_heads` is to be called with.
 macro_rules! layer_class {
     ($class:ident, $name:literal, |$layer:ident| $cast:expr, { $($own:tt)* }) => {
+        layer_class!($class, $name, |$layer| $cast, |_this, py| Ok(py.None().into_bound(py)), { $($own)* });
+    };
+    ($class:ident, $name:literal, |$layer:ident| $cast:expr, |$this:ident, $py:ident| $gone:expr,
+        { $($own:tt)* }) => {
         #[pymethods]
         impl $class {
             $($own)*
@@ -76,11 +81,12 @@ macro_rules! layer_class {
             }
 
             fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Bound<'py, PyTuple>> {
-                let (py, this) = (slf.py(), slf.get());
-                let keywords = PyDict::new(py);
-                this.keywords(&keywords)?;
-                keywords.set_item("dtype", this.held.dtype())?;
-                rebuilding(slf.as_any(), keywords, py.None().into_bound(py), this.held.state_dict(py)?)
+                let ($py, $this) = (slf.py(), slf.get());
+                let keywords = PyDict::new($py);
+                slf.get().keywords(&keywords)?;
+                keywords.set_item("dtype", slf.get().held.dtype())?;
+                let gone: PyResult<Bound<'py, PyAny>> = $gone;
+                rebuilding(slf.as_any(), keywords, gone?, slf.get().held.state_dict($py)?)
             }
         }
     };

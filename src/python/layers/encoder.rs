@@ -19,7 +19,7 @@ use crate::python::masks::MaskArguments;
 use crate::python::rng::key as rng_key;
 
 /// Names of positions.
-const POSITIONS: [(&str, Positions); 3] =
+pub const POSITIONS: [(&str, Positions); 3] =
     [("sinusoidal", Positions::Sinusoidal), ("rotary", Positions::Rotary), ("alibi", Positions::Alibi)];
 
 /// A stack of encoder layers.
@@ -426,16 +426,31 @@ impl PyEncoder {
         keywords
             .set_item("positions", POSITIONS.iter().find(|(_, p)| Some(*p) == positions).map(|(n, _)| *n))?;
         keywords.set_item("dtype", this.held.dtype())?;
-        // Which heads went does not matter to one whose parameters are loaded next: only how many are left.
         let made = (config.attention.num_heads, config.attention.num_kv_heads);
-        let gone = PyDict::new(py);
-        for (n, &(left, groups)) in heads.iter().enumerate() {
-            if (left, groups) != made {
-                let (group, per_group) = (made.0 / made.1, left / groups);
-                let stays = |h: &usize| h / group < groups && h % group < per_group;
-                gone.set_item(n, PyList::new(py, (0..made.0).filter(|h| !stays(h)))?)?;
-            }
-        }
+        let gone = gone(py, made, &heads)?;
         rebuilding(slf.as_any(), keywords, gone.into_any(), this.held.state_dict(py)?)
     }
+}
+
+/// Heads to prune, by layer, so that as many heads and groups are left of those that were made. Which heads went does not
+/// matter to a stack whose parameters are loaded next: only how many are left.
+///
+/// # Errors
+/// `MemoryError`.
+pub fn gone<'py>(
+    py: Python<'py>,
+    made: (usize, usize),
+    left: &[(usize, usize)],
+) -> PyResult<Bound<'py, PyDict>> {
+    let gone = PyDict::new(py);
+    for (n, &left) in left.iter().enumerate().filter(|(_, left)| **left != made) {
+        gone.set_item(n, PyList::new(py, left_out(made, left))?)?;
+    }
+    Ok(gone)
+}
+
+/// The heads of one layer for [`gone`].
+pub fn left_out(made: (usize, usize), (left, groups): (usize, usize)) -> Vec<usize> {
+    let (group, per_group) = (made.0 / made.1, left / groups);
+    (0..made.0).filter(|h| h / group >= groups || h % group >= per_group).collect()
 }

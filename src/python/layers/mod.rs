@@ -17,6 +17,14 @@ pub mod attention_call;
 pub mod attention_vjp;
 pub mod multi_head_attention;
 
+pub mod wanted;
+
+pub mod decoder;
+pub mod decoder_call;
+pub mod decoder_layer;
+pub mod decoder_step;
+pub mod decoder_vjp;
+
 pub mod encoder;
 pub mod encoder_layer;
 pub mod stack;

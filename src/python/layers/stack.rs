@@ -3,10 +3,11 @@
 use numpy::Element;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBool, PyDict, PyList};
+use pyo3::types::{PyDict, PyList};
 
 use super::arguments::{choice, optional_width, width};
-use super::batch::{Axes, Batch, give, give_weights, head_mask, is_empty_list, said};
+use super::batch::{Axes, Batch, give, head_mask, is_empty_list, said};
+use super::wanted::Wanted;
 use crate::error::{Error, Result};
 use crate::kernels::activation::Activation;
 use crate::nn::attention::{AttentionConfig, WantedHeads};
@@ -123,46 +124,6 @@ pub struct Given<'a, 'py> {
     pub is_layer: bool,
 }
 
-/// Which weights a call wants.
-enum Wanted {
-    None,
-    All,
-    /// (layer, head) in the order of asking.
-    Pairs(Vec<(usize, usize)>),
-}
-
-impl Wanted {
-    fn read<T>(object: Option<&Bound<'_, PyAny>>, stack: &Encoder<T>) -> PyResult<Self> {
-        let Some(object) = object.filter(|o| !o.is_none()) else { return Ok(Wanted::None) };
-        if let Ok(all) = object.cast::<PyBool>() {
-            return Ok(if all.is_true() { Wanted::All } else { Wanted::None });
-        }
-        let expected = "need_weights: expected True, False or a list of (layer, head)";
-        let wrong = |came: &dyn std::fmt::Display| Error::Type(format!("{expected}, got {came}"));
-        if object.is_instance_of::<pyo3::types::PyString>() {
-            return Err(wrong(object).into());
-        }
-        let mut pairs = Vec::new();
-        for pair in object.try_iter().map_err(|_| wrong(object))? {
-            let pair = pair?;
-            let (layer, head): (usize, usize) = pair.extract().map_err(|_| wrong(&pair))?;
-            let heads = stack.layers.get(layer).map_or(0, |l| l.config.attention.num_heads);
-            if head >= heads {
-                return Err(Error::Value(format!(
-                    "need_weights: layer {layer}, head {head} is not there (layers: {}{})",
-                    stack.layers.len(),
-                    if heads > 0 { format!(", heads of this layer: {heads}") } else { String::new() }
-                ))
-                .into());
-            }
-            if !pairs.contains(&(layer, head)) {
-                pairs.push((layer, head));
-            }
-        }
-        Ok(Wanted::Pairs(pairs))
-    }
-}
-
 /// The class of what a stack returns.
 static OUTPUT: PyOnceLock<Py<PyAny>> = PyOnceLock::new();
 
@@ -221,86 +182,35 @@ pub fn call<'py, T: Float + Element>(
     given: &Given<'_, 'py>,
 ) -> PyResult<Bound<'py, PyAny>> {
     let d = stack.config.attention.d_model;
-    let wanted = Wanted::read(given.need_weights, stack)?;
-    if is_empty_list(given.x) && !given.hidden_states && matches!(wanted, Wanted::None) {
+    let heads: Vec<usize> = stack.layers.iter().map(|l| l.config.attention.num_heads).collect();
+    let wanted = Wanted::read(given.need_weights, &heads)?;
+    if is_empty_list(given.x) && !given.hidden_states && wanted.is_none() {
         return Ok(PyList::empty(py).into_any());
     }
-    let of_layers: Vec<Vec<usize>> = (0..stack.layers.len())
-        .map(|n| match &wanted {
-            Wanted::Pairs(pairs) => pairs.iter().filter(|p| p.0 == n).map(|p| p.1).collect(),
-            _ => Vec::new(),
-        })
-        .collect();
-    let weights: Vec<WantedHeads<'_>> = of_layers
-        .iter()
-        .map(|heads| match wanted {
-            Wanted::All => WantedHeads::All,
-            Wanted::Pairs(_) if !heads.is_empty() => WantedHeads::Some(heads),
-            _ => WantedHeads::None,
-        })
-        .collect();
-    // Nothing wanted of any layer is said by nothing.
-    let wanted_of_layers: &[_] = if matches!(wanted, Wanted::None) { &[] } else { &weights };
-    let (axes, output) = with_inputs(py, stack, given, wanted_of_layers, |Inputs { rows, layout, call }| {
+    let listed = wanted.listed(heads.len());
+    let weights = wanted.of_layers(&listed);
+    let (axes, output) = with_inputs(py, stack, given, &weights, |Inputs { rows, layout, call }| {
         let mut output = stack.forward(layout.gather(rows, d).into_owned(), layout, &call)?;
         output.rows = layout.scatter(output.rows, d);
         output.hidden_states = output.hidden_states.into_iter().map(|h| layout.scatter(h, d)).collect();
         for (n, w) in output.weights.iter_mut().enumerate() {
-            let heads = weights[n].count(stack.layers[n].config.attention.num_heads);
+            let heads = weights.get(n).map_or(0, |w| w.count(heads[n]));
             *w = layout.scatter_weights(layout, std::mem::take(w), heads);
         }
         Ok(output)
     })?;
     let out = give(py, &axes, output.rows, d)?;
-    if matches!(wanted, Wanted::None) && !given.hidden_states {
+    if wanted.is_none() && !given.hidden_states {
         return Ok(out);
     }
     let hidden = output.hidden_states.into_iter().map(|h| give(py, &axes, h, d));
     let hidden = given.hidden_states.then(|| hidden.collect::<PyResult<Vec<_>>>()).transpose()?;
-    let maps = match &wanted {
-        Wanted::None => None,
-        Wanted::All => {
-            let list = PyList::empty(py);
-            for (layer, w) in stack.layers.iter().zip(output.weights) {
-                list.append(give_weights(py, &axes, &axes, w, Some(layer.config.attention.num_heads))?)?;
-            }
-            Some(if given.is_layer { list.get_item(0)? } else { list.into_any() })
-        }
-        Wanted::Pairs(pairs) => Some(by_pair(py, pairs, &of_layers, &output.weights, &axes)?.into_any()),
-    };
+    let maps = wanted.give(py, output.weights, &heads, (&axes, &axes))?;
     if given.is_layer {
-        return Ok((out, maps).into_pyobject(py)?.into_any());
+        let of_layer = maps.map(|m| m.get_item(0)).transpose()?;
+        return Ok((out, of_layer).into_pyobject(py)?.into_any());
     }
     OUTPUT.import(py, "headwise._layers", "EncoderOutput")?.call1((out, hidden, maps))
-}
-
-/// A dict of (layer, head) to (B, L, S), in the order of asking.
-fn by_pair<'py, T: Float + Element>(
-    py: Python<'py>,
-    pairs: &[(usize, usize)],
-    of_layers: &[Vec<usize>],
-    weights: &[Vec<T>],
-    axes: &Axes,
-) -> PyResult<Bound<'py, PyDict>> {
-    let lengths = match axes {
-        Axes::Single(l) => vec![*l],
-        Axes::Batch(b, l) => vec![*l; *b],
-        Axes::List(lengths) => lengths.clone(),
-    };
-    let dict = PyDict::new(py);
-    for &(layer, head) in pairs {
-        let heads = &of_layers[layer];
-        let slot = heads.iter().position(|&h| h == head).unwrap_or(0);
-        let mut one = Vec::new();
-        let mut at = 0;
-        for l in &lengths {
-            let n = l * l;
-            one.extend_from_slice(&weights[layer][at + slot * n..][..n]);
-            at += heads.len() * n;
-        }
-        dict.set_item((layer, head), give_weights(py, axes, axes, one, None)?)?;
-    }
-    Ok(dict)
 }
 
 /// Factors of the heads of each layer.
@@ -320,7 +230,7 @@ fn factors<T: Float + Element>(stack: &Encoder<T>, given: &Given<'_, '_>) -> PyR
 }
 
 /// Encoders call `key_lengths` `lengths`.
-fn rename_lengths(error: Error) -> Error {
+pub fn rename_lengths(error: Error) -> Error {
     match error {
         Error::Shape(text) => Error::Shape(text.replace("key_lengths", "lengths")),
         Error::Value(text) => Error::Value(text.replace("key_lengths", "lengths")),

@@ -152,13 +152,16 @@ pub fn same_tokens(now: &Layout, then: &Layout) -> Result<()> {
 }
 
 /// Gradients of a stack of one under the names of its layer.
-fn of_layer<T>(parameters: State<T>) -> State<T> {
+pub fn of_layer<T>(parameters: State<T>) -> State<T> {
     let short = |name: String| name.strip_prefix("layers.0.").map_or(name.clone(), str::to_owned);
     parameters.into_iter().map(|(name, tensor)| (short(name), tensor)).collect()
 }
 
 /// (layers, H), or (H,) of a layer.
-fn of_head_mask<T: Float>(of_layers: Vec<Vec<T>>, is_layer: bool) -> Result<ArrayD<T>> {
+///
+/// # Errors
+/// `Internal`.
+pub fn of_head_mask<T: Float>(of_layers: Vec<Vec<T>>, is_layer: bool) -> Result<ArrayD<T>> {
     let (layers, heads) = (of_layers.len(), of_layers.first().map_or(0, Vec::len));
     let shape = if is_layer { vec![heads] } else { vec![layers, heads] };
     shaped(&shape, of_layers.concat())

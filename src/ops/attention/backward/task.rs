@@ -120,7 +120,15 @@ impl<T: Float> Shared<'_, T> {
             for i in head.queries.clone() {
                 let query = sequence.query_places.as_ref().map_or(i, |p| p[i] as usize);
                 let (first, end) = self.call.range(query, sequence.offset, places, kept.count);
-                rows.push(Row { head: h, index: i, query, first, end, out: Row::NOWHERE });
+                rows.push(Row {
+                    head: h,
+                    index: i,
+                    rank: sequence.past + i,
+                    query,
+                    first,
+                    end,
+                    out: Row::NOWHERE,
+                });
             }
         }
         rows

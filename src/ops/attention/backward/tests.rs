@@ -86,6 +86,7 @@ impl<T: Float> Case<T> {
             starts: [n * h * l * e, n * hk * s * e, n * hk * s * ev, n * h * l * ev],
             q_len: l,
             k_len: s,
+            past: 0,
             offset: self.offset,
             key_mask: self.key_mask.clone(),
             query_places: self.places.as_ref().map(|p| p[0].clone()),
