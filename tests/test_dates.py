@@ -26,7 +26,7 @@ def dates():
 
 
 def parse(text):
-    """Read a date without the grammar: which numbers are there, in which order, and a month's first letters."""
+    """Read a date without the grammar: the numbers in their order, and the first letters of a month."""
     text = text.lower()
     text = re.sub(r"^(mon|tue|wed|thu|fri|sat|sun)[a-z]*,? ", "", text)
     months = ["jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec"]

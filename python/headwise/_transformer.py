@@ -16,7 +16,7 @@ from headwise import _core
 from headwise._errors import HeadwiseError
 from headwise._parts import Parts, listed
 from headwise._steps import Batch, Layer, Rng, key_of, key_of_place
-from headwise._transformer_masks import OF_DECODER, OF_ENCODER, Masks, SourceMasks, plan
+from headwise._transformer_masks import OF_DECODER, OF_ENCODER, Masks, SourceMasks, plan, refuse
 
 _DType: TypeAlias = Any
 
@@ -172,6 +172,7 @@ class Transformer:
         TypeError
             If a keyword is not known.
         """
+        refuse("encode", {*masks} - {*OF_ENCODER})
         of_encoder, _ = plan(masks, False, None)
         return _named("encoder", self._encoder, source, **of_encoder)
 
