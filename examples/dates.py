@@ -1,6 +1,6 @@
 """Train a Seq2Seq to read dates as people write them, and draw which letters each digit was read from.
 
-    python examples/dates.py [--seed 0] [--steps 1000] [--alignments dates.svg]
+    python examples/dates.py [--seed 0] [--steps 1500] [--alignments dates.svg]
 
 "3rd of March 2021", "mar 3 21" and "Wednesday 03.03.2021" all become "2021-03-03", letter by letter. The
 texts are made from the grammar below; the days of the test occur in training in no form. Drawing needs
@@ -15,7 +15,7 @@ import itertools
 import re
 import string
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +53,7 @@ MONTHS = (
     "July", "August", "September", "October", "November", "December",
 )  # fmt: skip
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-CASES = (str, str.lower, str.upper)
+CASES: tuple[Callable[[str], str], ...] = (str, str.lower, str.upper)
 
 LETTERS = string.digits + " .,/-'" + string.ascii_letters
 START, END = 11, 12
@@ -144,9 +144,19 @@ def train(seed: int, steps: int) -> tuple[hw.Seq2Seq, list[datetime.date], float
     """Return a trained model, the days that it has not seen, and the seconds that training took."""
     rng = np.random.default_rng(seed)
     unseen, seen = days(rng)
-    # Rotary positions: which digit comes before which is a matter of distances, not of places.
-    options = {"positions": "rotary", "norm_first": True, "activation": "gelu"}
-    model = hw.Seq2Seq(len(LETTERS), 13, WIDTH, 4, 2, 2, 2 * WIDTH, rng=rng, **options)
+    model = hw.Seq2Seq(
+        len(LETTERS),
+        END + 1,
+        WIDTH,
+        4,
+        2,
+        2,
+        2 * WIDTH,
+        positions="rotary",  # which digit follows which is a matter of distances, not of places
+        norm_first=True,
+        activation="gelu",
+        rng=rng,
+    )
     schedule = hw.optim.warmup_cosine(3e-3, warmup=steps // 10, total=steps)
     optimizer = hw.optim.AdamW(model, lr=schedule, weight_decay=0.01)
     start = time.perf_counter()
@@ -166,21 +176,20 @@ def translate(model: hw.Seq2Seq, texts: list[str]) -> list[str]:
 
 
 def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
-    """Draw from which letters of a text each digit was read: the mean over heads of each layer's weights."""
+    """Draw from which letters of a text each digit was read: the last layer's weights, mean over heads."""
     import matplotlib as mpl
 
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
     found = model.generate([ids_of(text)], start=START, end=END, max_length=12, return_alignments=True)
-    weights = found.alignments[0].mean(axis=2)  # (T, layers, S)
-    layers = weights.shape[1]
-    figure, axes = plt.subplots(layers, 1, figsize=(9, 3.6 * layers), layout="constrained", squeeze=False)
-    for layer, ax in enumerate(axes[:, 0]):
-        ax.imshow(weights[:, layer], cmap="Greys", vmin=0, aspect="auto")
-        ax.set_xticks(range(len(text)), list(text), family="monospace")
-        ax.set_yticks(range(len(weights)), list(read_back(found.tokens[0])), family="monospace")
-        ax.set_title(f"decoder layer {layer + 1}")
+    weights = found.alignments[0][:, -1].mean(axis=1)  # (T, layers, H, S) to (T, S)
+    figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
+    axes.imshow(weights, cmap="Blues", vmin=0, aspect="auto")
+    axes.set_xticks(range(len(text)), list(text), family="monospace")
+    axes.set_yticks(range(len(weights)), list(read_back(found.tokens[0])), family="monospace")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
     figure.savefig(path, metadata={"Date": None})
 
 
@@ -188,7 +197,7 @@ def main() -> None:
     """Train, and say how many unseen dates are read without a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--alignments", type=Path, help="where to draw the alignments of one date")
     arguments = parser.parse_args()
     model, unseen, seconds = train(arguments.seed, arguments.steps)
@@ -203,7 +212,7 @@ def main() -> None:
         f"{arguments.steps} steps of {BATCH} texts, {seconds:.0f} s"
     )
     if arguments.alignments:
-        draw(arguments.alignments, model, "Wednesday, 3rd of March 2021")
+        draw(arguments.alignments, model, max(texts, key=len))
 
 
 if __name__ == "__main__":
