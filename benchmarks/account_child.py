@@ -15,7 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import headwise as hw
-from benchmarks.rows import MINILM, encoder_operations, numbers
+from benchmarks.row import numbers
+from benchmarks.rows import MINILM, encoder_operations
 from headwise import _core
 from headwise._core import _PackedLinear, _peak_gflops
 from headwise._fetch import fetched

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks import peers
 
-GROUPS = ("minilm", "sentences", "linear", "attention", "layers", "avx2")
+GROUPS = ("minilm", "sentences", "linear", "attention", "layers", "decoding", "avx2")
 
 
 def arguments() -> argparse.Namespace:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import headwise as hw
 from benchmarks.peers import Setup
-from benchmarks.rows import CORPUS, numbers
+from benchmarks.row import numbers
+from benchmarks.rows import CORPUS
 
 CALLERS = 32
 

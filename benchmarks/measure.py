@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks.results import OURS, Result
-from benchmarks.rows import Row
+from benchmarks.row import Row
 from headwise._core import _peak_gflops
 
 BURST = 0.1

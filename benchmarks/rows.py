@@ -5,42 +5,22 @@ A multiply-add counts as two operations; pairs that a causal mask blocks and pad
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 
 import headwise as hw
 from benchmarks import array_peers
+from benchmarks.decoding import decoding_rows
 from benchmarks.model_peers import MAX_TOKENS, Models
 from benchmarks.results import OURS
+from benchmarks.row import Calls, Row, numbers
 from headwise._core import _PackedLinear
 
 CORPUS = Path(__file__).parent.parent / "tests" / "data" / "corpus.jsonl"
 MINILM = {"layers": 6, "width": 384, "inner": 1536}
 """all-MiniLM-L6-v2; 12 heads of 32."""
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
-Calls: TypeAlias = dict[str, Callable[[], object]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One kind of work: what it is called, how much it is, and who does it (see `Result` for the fields)."""
-
-    name: str
-    operations: float
-    contestants: Calls
-    bytes_read: float = 0.0
-    items: float | None = None
-    unit: str = "GFLOP/s"
-
-
-def numbers(*shape: int) -> Array:
-    """Return normal numbers, the same in each run."""
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 def encoder_operations(tokens: int, length: int, layers: int, width: int, inner: int) -> float:
@@ -184,4 +164,5 @@ GROUPS: dict[str, Callable[[Models], Iterator[Row]]] = {
     "linear": linear_rows,
     "attention": attention_rows,
     "layers": layer_rows,
+    "decoding": decoding_rows,
 }

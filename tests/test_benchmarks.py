@@ -13,7 +13,8 @@ import pytest
 import headwise as hw
 from benchmarks import array_peers, bench, callers, chart, cpu, fresh, measure, model_peers, peers, report
 from benchmarks.results import Result, contestants, load, save
-from benchmarks.rows import GROUPS, MINILM, Row, encoder_operations
+from benchmarks.row import Row
+from benchmarks.rows import GROUPS, MINILM, encoder_operations
 
 pytestmark = pytest.mark.once
 

@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 TILE = 64
-"""Keys leave the cache in whole tiles of so many: tiles begin at the first key, and their sums are part of the result's bits."""
+"""Keys leave in whole tiles of so many: tiles begin at the first key, and their sums decide the bits."""
 
 
 class DecoderCache:
     """Keys and values of the tokens so far, which `Decoder.step` extends, and those of the memory.
 
-    It is made by `Decoder.new_cache`. Its arrays can be looked at while it is in use; a step needs room for its own tokens
-    only, since room is made by doubling, and with a window what it no longer reaches is let go.
+    It is made by `Decoder.new_cache`. Its arrays can be looked at while it is in use. Room is made by
+    doubling, so that a step copies its own tokens only; what a window no longer reaches is let go.
 
     Attributes
     ----------
@@ -83,7 +83,13 @@ class DecoderCache:
     def __repr__(self) -> str:
         """Return its extents."""
         lengths = np.unique(self.lengths)
-        told = str(lengths[0]) if len(lengths) == 1 else f"{lengths.min()} to {lengths.max()}" if len(lengths) else "0"
+        told = (
+            str(lengths[0])
+            if len(lengths) == 1
+            else f"{lengths.min()} to {lengths.max()}"
+            if len(lengths)
+            else "0"
+        )
         window = "" if self.window is None else f", window={self.window}"
         return f"DecoderCache({len(self)} sequences, {len(self._own)} layers, {told} tokens{window})"
 
@@ -99,7 +105,10 @@ class DecoderCache:
 
     @property
     def keys(self) -> list[NDArray[Any]]:
-        """Keys of self-attention, of each layer (B, Hk, S, E): views; a sequence of fewer tokens has arbitrary rows at its end."""
+        """Keys of self-attention, of each layer (B, Hk, S, E): views.
+
+        A sequence of fewer tokens than the longest has arbitrary rows at its end.
+        """
         return [keys[:, :, : self._most()] for keys, _ in self._own]
 
     @property
@@ -109,7 +118,7 @@ class DecoderCache:
 
     @property
     def memory_keys(self) -> list[NDArray[Any]]:
-        """Keys of the memories, of each layer (M, Hk, S, E); `memory_rows` says which of them a sequence attends to."""
+        """Keys of the memories, of each layer (M, Hk, S, E); `memory_rows` says which one is whose."""
         return [keys for keys, _ in self._memory]
 
     @property
@@ -154,8 +163,10 @@ class DecoderCache:
             raise TypeError(f"indices: expected integers (B',), got dtype {index.dtype}")
         if index.ndim != 1:
             raise ShapeError(f"indices: expected integers (B',), got shape {index.shape}")
-        if index.size and not (0 <= index.min() and index.max() < len(self)):
-            raise ValueError(f"indices: expected numbers from 0 to {len(self) - 1}, got {index.min()} to {index.max()}")
+        if index.size and not (index.min() >= 0 and index.max() < len(self)):
+            raise ValueError(
+                f"indices: expected numbers from 0 to {len(self) - 1}, got {index.min()} to {index.max()}"
+            )
         if len(index) == len(self) and bool((index == np.arange(len(self))).all()):
             return
         most = int(self._held[index].max(initial=0))
@@ -165,11 +176,12 @@ class DecoderCache:
         self._memory_rows = self._memory_rows[index]
 
     def copy(self) -> DecoderCache:
-        """Return a cache of the same tokens that goes its own way; the memories, which no step changes, are shared.
+        """Return a cache of the same tokens that goes its own way.
 
         Returns
         -------
         DecoderCache
+            With arrays of its own, but for the memories, which no step changes.
         """
         other = DecoderCache.__new__(DecoderCache)
         other.__dict__.update(self.__dict__)
@@ -193,11 +205,14 @@ class DecoderCache:
         wanted = np.asarray(lengths)
         if wanted.dtype.kind not in "iu" or wanted.shape not in {(), (len(self),)}:
             raise ShapeError(
-                f"lengths: expected an int or integers (B,) = ({len(self)},), got {wanted.dtype} {wanted.shape}"
+                f"lengths: expected an int or integers (B,) = ({len(self)},), "
+                f"got {wanted.dtype} {wanted.shape}"
             )
         wanted = np.broadcast_to(wanted, self._held.shape).astype(np.int64)
         if bool((wanted > self.lengths).any() or (wanted < 0).any()):
-            raise ValueError(f"lengths: expected numbers from 0 to {self.lengths.tolist()}, got {wanted.tolist()}")
+            raise ValueError(
+                f"lengths: expected numbers from 0 to {self.lengths.tolist()}, got {wanted.tolist()}"
+            )
         if self._gone and bool((wanted - (self.window or 0) < self._gone).any()):
             raise ValueError(
                 f"lengths: the window of {self.window} has let go of the first {self._gone} tokens, "

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from headwise._attention_maps import AttentionMaps
-from headwise._layers import EncoderOutput
+from headwise._cache import DecoderCache
+from headwise._layers import DecoderOutput, EncoderOutput
 
 __version__: str
 
@@ -875,6 +876,363 @@ class Encoder:
     @property
     def dtype(self) -> Literal["float32", "float64"]: ...
     def __reduce__(self) -> tuple[Callable[..., Encoder], tuple[Any, ...]]: ...
+
+@final
+class DecoderLayer:
+    def __new__(
+        cls,
+        d_model: SupportsIndex,
+        num_heads: SupportsIndex,
+        d_ff: SupportsIndex = 2048,
+        *,
+        num_kv_heads: SupportsIndex | None = None,
+        head_dim: SupportsIndex | None = None,
+        activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
+        norm: Literal["layer", "rms"] = "layer",
+        norm_first: bool = False,
+        layer_norm_eps: float = 1e-5,
+        ffn: Literal["mlp", "glu"] = "mlp",
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        memory: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        memory: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], list[NDArray[Any]], list[NDArray[Any]]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        need_weights: Literal[True],
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        need_weights: bool = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike | list[ArrayLike],
+        memory: ArrayLike | list[ArrayLike],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[Any, Pullback]: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    def prune_heads(
+        self,
+        heads: Iterable[SupportsIndex],
+        cross_heads: Iterable[SupportsIndex] | None = None,
+    ) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., DecoderLayer], tuple[Any, ...]]: ...
+
+@final
+class Decoder:
+    def __new__(
+        cls,
+        num_layers: SupportsIndex,
+        d_model: SupportsIndex,
+        num_heads: SupportsIndex,
+        d_ff: SupportsIndex = 2048,
+        *,
+        final_norm: bool = False,
+        positions: Literal["sinusoidal", "rotary", "alibi"] | None = None,
+        num_kv_heads: SupportsIndex | None = None,
+        head_dim: SupportsIndex | None = None,
+        activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu",
+        norm: Literal["layer", "rms"] = "layer",
+        norm_first: bool = False,
+        layer_norm_eps: float = 1e-5,
+        ffn: Literal["mlp", "glu"] = "mlp",
+        bias: bool = True,
+        dropout: float = 0.0,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        memory: list[NDArray[Any]],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[False] = False,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> list[NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[False] = False,
+        need_weights: Literal[False] = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> NDArray[Any]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        output_hidden_states: Literal[True],
+        need_weights: bool | _Heads = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> DecoderOutput: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        output_hidden_states: bool = False,
+        need_weights: Literal[True] | _Heads,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> DecoderOutput: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        memory: ArrayLike,
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        output_hidden_states: bool = False,
+        need_weights: bool | _Heads = False,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> Any: ...
+    def vjp(
+        self,
+        x: ArrayLike | list[ArrayLike],
+        memory: ArrayLike | list[ArrayLike],
+        *,
+        attn_mask: ArrayLike | None = None,
+        key_mask: ArrayLike | None = None,
+        lengths: ArrayLike | None = None,
+        is_causal: bool = True,
+        window: _Window | None = None,
+        memory_mask: ArrayLike | None = None,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        head_mask: ArrayLike | None = None,
+        cross_head_mask: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[Any, Pullback]: ...
+    def new_cache(
+        self,
+        memory: ArrayLike | list[ArrayLike],
+        *,
+        memory_key_mask: ArrayLike | None = None,
+        memory_lengths: ArrayLike | None = None,
+        window: _Window | None = None,
+    ) -> DecoderCache: ...
+    @overload
+    def step(
+        self,
+        x: ArrayLike,
+        cache: DecoderCache,
+        *,
+        lengths: ArrayLike | None = None,
+        need_weights: Literal[False] = False,
+    ) -> NDArray[Any]: ...
+    @overload
+    def step(
+        self,
+        x: ArrayLike,
+        cache: DecoderCache,
+        *,
+        lengths: ArrayLike | None = None,
+        need_weights: Literal[True],
+    ) -> tuple[NDArray[Any], list[NDArray[Any]]]: ...
+    @overload
+    def step(
+        self,
+        x: ArrayLike,
+        cache: DecoderCache,
+        *,
+        lengths: ArrayLike | None = None,
+        need_weights: bool = False,
+    ) -> Any: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    def prune_heads(
+        self,
+        heads: Mapping[int, Iterable[SupportsIndex]],
+        cross_heads: Mapping[int, Iterable[SupportsIndex]] | None = None,
+    ) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def num_heads(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., Decoder], tuple[Any, ...]]: ...
 
 @final
 class TextEncoder:

@@ -33,7 +33,7 @@ class DecoderOutput(NamedTuple):
     hidden_states : list of ndarray or of list of ndarray, or None
         The input and each layer's output, each of the form of `output`; None if not asked for.
     weights : list or dict of ndarray or of list of ndarray, or None
-        Of self-attention: (B, H, L, L) of each layer, or a dict of (layer, head) to (B, L, L), whichever was asked for.
+        Of self-attention: (B, H, L, L) of each layer, or a dict of (layer, head) to (B, L, L).
     cross_weights : list or dict of ndarray or of list of ndarray, or None
         Of attention to the memory: (B, H, L, S) of each layer, or a dict of (layer, head) to (B, L, S).
     """
@@ -51,7 +51,9 @@ for _field, _text in {
 }.items():
     getattr(EncoderOutput, _field).__doc__ = _text
     getattr(DecoderOutput, _field).__doc__ = _text
-DecoderOutput.cross_weights.__doc__ = "Weights over the memory, of each layer or of each (layer, head), or None."
+DecoderOutput.cross_weights.__doc__ = (
+    "Weights over the memory, of each layer or of each (layer, head), or None."
+)
 
 
 def rebuild(
@@ -60,7 +62,10 @@ def rebuild(
     pruned: dict[int, list[int]] | tuple[Any, Any] | None,
     state: dict[str, Any],
 ) -> object:
-    """Make a layer again from what its `__reduce__` gave; a tuple of pruned heads is one for each attention of a decoder."""
+    """Make a layer again from what its `__reduce__` gave.
+
+    Pruned heads are a tuple where the layer has two attentions.
+    """
     layer = cls(**keywords)
     if pruned:
         layer = layer.prune_heads(*pruned) if isinstance(pruned, tuple) else layer.prune_heads(pruned)

@@ -162,6 +162,13 @@ pub(crate) fn buffer<T: Float>(rows: usize, width: usize) -> Result<Reused<T>> {
     Reused::new(rows.saturating_mul(width))
 }
 
+/// A copy in such a buffer.
+pub(crate) fn copied<T: Float>(x: &[T]) -> Result<Reused<T>> {
+    let mut copy = buffer(x.len(), 1)?;
+    copy.copy_from_slice(x);
+    Ok(copy)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

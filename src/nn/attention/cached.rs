@@ -101,12 +101,12 @@ impl<T: Float> MultiHeadAttention<T> {
             at += n * groups * e;
         }
         let strides = Strides { head: past.capacity * e, row: e };
-        let sequence = |(b, q_start): (usize, usize)| Sequence {
+        let of_batch = |(b, q_start): (usize, usize)| Sequence {
             starts: [q_start, b * of_sequence, b * of_sequence, q_start],
             k_len: step.held[b] + step.layout.lengths[b],
             past: step.held[b],
             offset: step.held[b] as i64,
-            ..self.sequence(step.layout.lengths[b])
+            ..sequence(step.layout.lengths[b])
         };
         let call = Call { causal: true, window: (step.window, None), ..*call };
         let operands = [
@@ -114,7 +114,7 @@ impl<T: Float> MultiHeadAttention<T> {
             Operand { data: past.keys, strides },
             Operand { data: past.values, strides },
         ];
-        let sequences = self.starts(&step.layout).enumerate().map(sequence).collect();
+        let sequences = self.starts(&step.layout).enumerate().map(of_batch).collect();
         self.over(operands, &call, sequences).run(&mut result, Wanted::default())?;
         self.out.forward(&result, rows, out, after)
     }
@@ -149,7 +149,7 @@ impl<T: Float> MultiHeadAttention<T> {
                 key_mask: memory.key_mask.map(|mask| mask[m * s..(m + 1) * s].to_vec()),
                 scores_start: scores,
                 score_strides: Strides { head: n * s, row: s },
-                ..self.sequence(n)
+                ..sequence(n)
             });
             scores += wanted * n * s;
         }
@@ -199,25 +199,25 @@ impl<T: Float> MultiHeadAttention<T> {
         let width = self.config.query_width();
         layout.lengths.iter().scan(0, move |at, n| Some(std::mem::replace(at, *at + n * width)))
     }
+}
 
-    /// `n` queries and nothing said of keys.
-    fn sequence(&self, n: usize) -> Sequence<'static, T> {
-        Sequence {
-            starts: [0; 4],
-            q_len: n,
-            k_len: 0,
-            past: 0,
-            offset: 0,
-            key_mask: None,
-            query_places: None,
-            key_places: None,
-            mask: Mask::None,
-            lse_start: 0,
-            scores_start: 0,
-            score_strides: Strides::default(),
-            dropout_base: 0,
-            dropout_shape: (0, 0),
-        }
+/// `n` queries and nothing said of keys.
+fn sequence<T: Float>(n: usize) -> Sequence<'static, T> {
+    Sequence {
+        starts: [0; 4],
+        q_len: n,
+        k_len: 0,
+        past: 0,
+        offset: 0,
+        key_mask: None,
+        query_places: None,
+        key_places: None,
+        mask: Mask::None,
+        lse_start: 0,
+        scores_start: 0,
+        score_strides: Strides::default(),
+        dropout_base: 0,
+        dropout_shape: (0, 0),
     }
 }
 

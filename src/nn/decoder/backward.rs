@@ -5,7 +5,7 @@ use crate::error::Result;
 use crate::nn::decoder_layer::{DecoderGradients, DecoderLayer, SavedDecoderLayer};
 use crate::nn::residual::add;
 use crate::nn::state::{State, prefixed};
-use crate::nn::tokens::{Layout, Tokens, buffer};
+use crate::nn::tokens::{Layout, Tokens, buffer, copied};
 use crate::ops::buffer::zeros;
 use crate::ops::reused::{InTraining, Reused};
 use crate::simd::Float;
@@ -112,11 +112,4 @@ impl<T: Float> Decoder<T> {
         parameters.extend(last);
         Ok(StackGradients { x: d.to_vec(), memory: d_memory, parameters, head_masks })
     }
-}
-
-/// A copy in a buffer that layers hand on.
-fn copied<T: Float>(x: &[T]) -> Result<Reused<T>> {
-    let mut copy = buffer(x.len(), 1)?;
-    copy.copy_from_slice(x);
-    Ok(copy)
 }

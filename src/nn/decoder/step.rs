@@ -1,6 +1,6 @@
 //! A stack step by step, with a cache of keys and values.
 
-use super::{Decoder, DecoderCall};
+use super::{AttentionCall, Decoder, DecoderCall};
 use crate::error::Result;
 use crate::nn::attention::{Call, Memory, Past, Step, WantedHeads};
 use crate::nn::decoder_layer::DecoderLayer;
@@ -32,8 +32,8 @@ impl<T: Float> Decoder<T> {
         let mut x = rows;
         self.add_positions(&mut x, || step.places())?;
         let nothing = DecoderCall {
-            own: Default::default(),
-            cross: Default::default(),
+            own: AttentionCall::default(),
+            cross: AttentionCall::default(),
             hidden_states: false,
             dropout: None,
         };

@@ -8,7 +8,7 @@ use crate::nn::attention::Call;
 use crate::nn::dropout::site_key;
 use crate::nn::encoder_layer::{EncoderLayer, SavedLayer};
 use crate::nn::state::{State, prefixed};
-use crate::nn::tokens::{Layout, buffer};
+use crate::nn::tokens::{Layout, buffer, copied};
 use crate::ops::alibi::alibi_slopes;
 use crate::ops::buffer::zeros;
 use crate::ops::reused::{InTraining, Reused};
@@ -132,11 +132,4 @@ impl<T: Float> Encoder<T> {
             ..Call::default()
         }
     }
-}
-
-/// A copy in a buffer that layers hand on.
-fn copied<T: Float>(x: &[T]) -> Result<Reused<T>> {
-    let mut copy = buffer(x.len(), 1)?;
-    copy.copy_from_slice(x);
-    Ok(copy)
 }

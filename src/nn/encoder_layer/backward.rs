@@ -13,11 +13,11 @@ use crate::error::Result;
 use crate::nn::attention::{Call, LayerGradients, SavedAttention, SourceGradients, Sources};
 use crate::nn::dropout::{drop_out, site_key};
 use crate::nn::feed_forward::SavedHidden;
+use crate::nn::residual::add;
 use crate::nn::state::{State, prefixed};
 use crate::nn::tokens::{Layout, Tokens, buffer};
 use crate::ops::linear::After;
 use crate::ops::reused::Reused;
-use crate::ops::rows::over_rows;
 use crate::simd::Float;
 
 /// What [`EncoderLayer::forward_saved`] keeps.
@@ -157,9 +157,4 @@ impl<T: Float> EncoderLayer<T> {
         drop_out(room, self.config.attention.dropout, site_key(key, 0, site))?;
         Ok(room)
     }
-}
-
-/// `x[i] += y[i]`.
-fn add<T: Float>(x: &mut [T], y: &[T]) -> Result<()> {
-    over_rows(x, 1, 1, |first, x| x.iter_mut().zip(&y[first..]).for_each(|(x, &y)| *x += y))
 }

@@ -49,8 +49,9 @@ impl<T: Float> Module<T> for OneLayer<T> {
     }
 }
 
-/// One layer of a transformer decoder: self-attention, attention to a memory and a feed-forward part, each with a residual
-/// and a norm.
+/// One layer of a transformer decoder: self-attention, attention to a memory, and a feed-forward part.
+///
+/// Each part has a residual and a norm.
 ///
 /// Parameters
 /// ----------

@@ -126,21 +126,26 @@ pub fn step<'py, T: Float + Element>(
     let s = memory.first().map_or(0, |(keys, _)| keys.shape()[2]);
     let mut past = Vec::with_capacity(own.len());
     for ((keys, values), layer) in own.iter_mut().zip(&stack.layers) {
-        let groups = layer.heads()[0].num_kv_heads;
         let capacity = keys.shape()[2];
-        let expected = [b, groups, capacity, c.head_dim];
-        if keys.shape() != expected || values.shape() != expected {
-            return Err(of_another(keys.shape(), &expected).into());
+        check_shapes(
+            [keys.shape(), values.shape()],
+            &[b, layer.heads()[0].num_kv_heads, capacity, c.head_dim],
+        )?;
+        if step.held.iter().any(|&held| held + n > capacity) {
+            let text = format!("cache: expected room for {n} more tokens, got {capacity} rows");
+            return Err(Error::Value(text).into());
         }
         let keys = keys.as_slice_mut().map_err(|_| not_dense())?;
         past.push(Past { keys, values: values.as_slice_mut().map_err(|_| not_dense())?, capacity });
     }
     let mut memories = Vec::with_capacity(memory.len());
     for ((keys, values), layer) in memory.iter().zip(&stack.layers) {
-        let expected = [keys.shape()[0], layer.heads()[1].num_kv_heads, s, c.head_dim];
-        if keys.shape() != expected || values.shape() != expected {
-            return Err(of_another(keys.shape(), &expected).into());
+        let count = keys.shape()[0];
+        if memory_rows.len() != b || memory_rows.iter().any(|&row| row >= count) {
+            let bad = format!("{memory_rows:?}");
+            return Err(Error::Value(format!("cache: expected {b} memories below {count}, got {bad}")).into());
         }
+        check_shapes([keys.shape(), values.shape()], &[count, layer.heads()[1].num_kv_heads, s, c.head_dim])?;
         memories.push(Memory {
             keys: keys.as_slice().map_err(|_| not_dense())?,
             values: values.as_slice().map_err(|_| not_dense())?,
@@ -173,15 +178,27 @@ pub fn step<'py, T: Float + Element>(
     if !need_weights {
         return Ok(out);
     }
-    let of_memory = match &x.axes {
-        Axes::Single(_) => Axes::Single(s),
-        _ => Axes::Batch(b, s),
+    let weights = of_layers(py, &x.axes, weights, &heads, s)?;
+    Ok((out, weights).into_pyobject(py)?.into_any())
+}
+
+/// Weights (H, n, S) of each sequence back to back, of each layer, as a list of arrays.
+fn of_layers<'py, T: Float + Element>(
+    py: Python<'py>,
+    axes: &Axes,
+    weights: Vec<Vec<T>>,
+    heads: &[usize],
+    s: usize,
+) -> PyResult<Bound<'py, PyList>> {
+    let of_memory = match axes {
+        Axes::Batch(b, _) => Axes::Batch(*b, s),
+        _ => Axes::Single(s),
     };
     let list = PyList::empty(py);
-    for (weights, &heads) in weights.into_iter().zip(&heads) {
-        list.append(give_weights(py, &x.axes, &of_memory, weights, Some(heads))?)?;
+    for (weights, &heads) in weights.into_iter().zip(heads) {
+        list.append(give_weights(py, axes, &of_memory, weights, Some(heads))?)?;
     }
-    Ok((out, list).into_pyobject(py)?.into_any())
+    Ok(list)
 }
 
 /// An attribute of the cache that is an array of counts.
@@ -214,10 +231,14 @@ fn pairs<'py, T: Element, R>(
     list.iter().map(|pair| Ok((one(&pair.get_item(0)?)?, one(&pair.get_item(1)?)?))).collect()
 }
 
-fn of_another(came: &[usize], expected: &[usize]) -> Error {
-    Error::Shape(format!(
-        "cache: expected keys and values of shape {expected:?}, got {came:?}; it belongs to another decoder"
-    ))
+/// Refuses keys and values of another shape than the layer's.
+fn check_shapes(came: [&[usize]; 2], expected: &[usize]) -> Result<()> {
+    match came.iter().find(|came| **came != expected) {
+        None => Ok(()),
+        Some(came) => Err(Error::Shape(format!(
+            "cache: expected keys and values of shape {expected:?}, got {came:?}; it belongs to another decoder"
+        ))),
+    }
 }
 
 fn not_dense() -> Error {
