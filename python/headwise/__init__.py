@@ -57,11 +57,12 @@ from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import init, losses, optim, testing, vjp
+    from headwise import generation, init, losses, optim, testing, vjp
     from headwise._gradcheck import gradcheck
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
     from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
+    from headwise.generation import Generated, generate
 
 __all__ = [
     "AttentionLink",
@@ -74,6 +75,7 @@ __all__ = [
     "EncoderLayer",
     "EncoderOutput",
     "FeedForward",
+    "Generated",
     "GradientError",
     "HeadwiseError",
     "InternalError",
@@ -95,6 +97,8 @@ __all__ = [
     "allowed_mask",
     "attention_varlen",
     "gelu",
+    "generate",
+    "generation",
     "get_num_threads",
     "gradcheck",
     "init",
@@ -122,11 +126,13 @@ __all__ = [
 ]
 
 
-_MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
+_MODULES = frozenset({"generation", "init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
+    "Generated": "generation",
     "Sequential": "_sequential",
     "TextEncoder": "_text_encoder",
     "TrainingCheckpoint": "_training_checkpoint",
+    "generate": "generation",
     "gradcheck": "_gradcheck",
     "load_checkpoint": "_training_checkpoint",
     "save_checkpoint": "_training_checkpoint",
