@@ -183,6 +183,7 @@ def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
     import matplotlib.pyplot as plt
 
     found = model.generate([ids_of(text)], start=START, end=END, max_length=12, return_alignments=True)
+    assert found.alignments is not None
     weights = found.alignments[0][:, -1].mean(axis=1)  # (T, layers, H, S) to (T, S)
     figure, axes = plt.subplots(figsize=(9, 3.2), layout="constrained")
     axes.imshow(weights, cmap="Blues", vmin=0, aspect="auto")

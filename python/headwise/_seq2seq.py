@@ -22,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from headwise import _core, init
 from headwise._errors import ArgumentTypeError, ArgumentValueError, ShapeError
 from headwise._parts import Parts, listed
-from headwise._seq2seq_state import Seq2SeqState, generate
+from headwise._seq2seq_state import Seq2SeqState
 from headwise._steps import Batch, Layer, Rng, key_of, key_of_place
 from headwise._token_batch import TokenBatch, joined
 from headwise._transformer import Transformer
 
 if TYPE_CHECKING:
     from headwise._transformer import TransformerPullback
+    from headwise.generation import Generated
 
 _DType: TypeAlias = Any
 Array = NDArray[Any]
@@ -381,7 +382,7 @@ class Seq2Seq:
         logits: Array = self._layers["output_projection"](out[:, 0])
         return logits, None if weights is None else np.stack([w[:, :, 0] for w in weights], axis=1)
 
-    def generate(self, source_ids: Batch, **options: Any) -> Any:  # noqa: ANN401 - generate's own
+    def generate(self, source_ids: Batch, **options: Any) -> Generated:  # noqa: ANN401 - generate's own
         """Generate a target for each source, with `headwise.generation.generate`.
 
         Parameters
@@ -404,7 +405,12 @@ class Seq2Seq:
         TypeError
             If an option is missing or not known.
         """
-        return generate(self, source_ids, **options)
+        # What generates is loaded when it is asked for.
+        from headwise.generation import generate
+
+        # The protocol of models cannot name the keywords that `begin` has here.
+        model: Any = self
+        return generate(model, source_ids, **options)
 
     def _read(self, name: str, ids: Batch, key_mask: object = None, lengths: object = None) -> TokenBatch:
         """Return the tokens of one side."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import numpy as np
@@ -46,8 +45,3 @@ class Seq2SeqState:
 
     def __repr__(self) -> str:
         return f"<state of {len(self)} sequences of a Seq2Seq>"
-
-
-def generate(model: object, source: object, **options: Any) -> Any:  # noqa: ANN401 - generate's own
-    """Call `headwise.generation.generate`; what generates is loaded when it is asked for."""
-    return importlib.import_module("headwise.generation").generate(model, source, **options)
