@@ -25,9 +25,9 @@ import headwise as hw
 
 Ids = NDArray[np.int64]
 
-# A symbol in braces becomes one of its alternatives; small symbols at the end are parts of the date. No text
-# means two dates: numbers alone are day-first, but for year-first ones, which have four digits of the year
-# in front; two digits of a year mean 1950 to 2049, and all dates are from these.
+# A symbol in braces becomes one of its alternatives; one that is no key here is a part of the date, see
+# `parts`. No text means two dates: numbers alone have the month between a day in front and a year, or after a
+# year of four digits; years of two digits are those from 1950 to 2049, and all dates are from these.
 GRAMMAR = {
     "text": ["{date}", "{weekday} {date}", "{weekday}, {date}"],
     "date": ["{words}", "{numbers}"],
@@ -180,6 +180,7 @@ def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "dates"  # the same picture is the same file
     import matplotlib.pyplot as plt
 
     found = model.generate([ids_of(text)], start=START, end=END, max_length=12, return_alignments=True)
@@ -189,6 +190,7 @@ def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
     axes.imshow(weights, cmap="Blues", vmin=0, aspect="auto")
     axes.set_xticks(range(len(text)), list(text), family="monospace")
     axes.set_yticks(range(len(weights)), list(read_back(found.tokens[0])), family="monospace")
+    axes.set(xlabel="source", ylabel="written")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     figure.savefig(path, metadata={"Date": None})

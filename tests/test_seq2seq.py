@@ -1,7 +1,10 @@
 """Seq2Seq: its parts, forms of a batch, tied tables, state, gradients, training, steps with a cache."""
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +160,16 @@ def test_masks_that_do_not_fit_are_named(masks, error, text):
         whole(OK, OK, **masks)
     with pytest.raises(ValueError, match="no padding to mask"):
         whole(list(OK), list(OK), **masks)
+
+
+def test_unknown_keywords_are_refused():
+    whole = model()
+    with pytest.raises(TypeError, match="source_key_mask=~src_key_padding_mask"):
+        whole(OK, OK, src_key_padding_mask=OK > 0)
+    with pytest.raises(TypeError, match=r"Seq2Seq\(\) got an unexpected keyword argument 'key_mask'"):
+        whole.vjp(OK, OK, key_mask=OK > 0)
+    with pytest.raises(TypeError, match=r"begin\(\) got an unexpected keyword argument 'target_lengths'"):
+        whole.begin(OK, target_lengths=[3, 3])
 
 
 def test_gradients_that_do_not_fit_are_named():
@@ -322,6 +335,44 @@ def test_a_few_steps_lower_the_loss(rng):
         optimizer.step(pullback(d_logits)[1])
         losses.append(loss)
     assert losses[-1] < 0.7 * losses[0]
+
+
+PROGRAM = """
+import hashlib, sys
+import numpy as np
+import headwise as hw
+
+hw.set_num_threads(int(sys.argv[1]))
+rng = np.random.default_rng(2)
+model = hw.Seq2Seq(30, 20, 32, 4, 2, 2, 64, dropout=0.2, positions="rotary", activation="gelu", rng=3)
+optimizer = hw.optim.AdamW(model, lr=hw.optim.warmup_cosine(1e-2, warmup=1, total=4))
+for _ in range(4):
+    sources = [rng.integers(0, 30, n) for n in rng.integers(1, 40, 12)]
+    targets = [rng.integers(0, 20, n) for n in rng.integers(1, 20, 12)]
+    logits, pullback = model.vjp(sources, targets, training=True, rng=rng)
+    losses = [hw.losses.cross_entropy(one, ids) for one, ids in zip(logits, targets)]
+    _, grads = pullback([loss.gradient for loss in losses])
+    optimizer.step(hw.optim.clip_by_norm(grads, 1.0)[0])
+found = model.generate(sources, start=0, end=1, max_length=20, num_beams=3)
+state = b"".join(array.tobytes() for array in model.state_dict().values())
+print(hashlib.sha256(state).hexdigest(), [ids.tolist() for ids in found.tokens])
+"""
+
+
+@pytest.mark.once
+def test_a_training_has_the_same_bits_on_every_instruction_set():
+    printed = set()
+    for isa in hw.show_config(mode="dicts")["available_isas"]:
+        for threads in ("1", "2"):
+            done = subprocess.run(
+                [sys.executable, "-c", PROGRAM, threads],
+                env=os.environ | {"HEADWISE_ISA": isa},
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+            printed.add(done.stdout)
+    assert len(printed) == 1, printed
 
 
 # --- steps with a cache -------------------------------------------------------------------------------------

@@ -227,6 +227,22 @@ def test_copies_dtypes_and_texts(rng):
     assert "\n  (decoder): Decoder(2, 8, 2, 12, " in text
 
 
+def test_pruned_heads_are_those_with_factor_0(rng):
+    whole = randomize(model(), rng)
+    source, target = inputs(rng)
+    gone = {"source_heads": {0: [1]}, "target_heads": {1: [0]}, "cross_heads": {0: [0], 1: [1]}}
+    pruned = whole.prune_heads(**gone)
+    factors = {"source_head_mask": [[1, 0], [1, 1]], "target_head_mask": [[1, 1], [0, 1]]}
+    factors["cross_head_mask"] = [[0, 1], [1, 0]]
+    np.testing.assert_allclose(pruned(source, target), whole(source, target, **factors), rtol=1e-5, atol=1e-6)
+    assert pruned.num_parameters < whole.num_parameters
+    for other in (copy.deepcopy(pruned), pickle.loads(pickle.dumps(pruned))):
+        assert_same_bits(other(source, target), pruned(source, target))
+    assert_same_bits(whole.prune_heads()(source, target), whole(source, target))
+    with pytest.raises(ValueError, match="decoder: "):
+        whole.prune_heads(cross_heads={0: [0, 1]})
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 

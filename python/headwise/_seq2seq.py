@@ -14,32 +14,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Unpack
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from headwise import _core, init
-from headwise._errors import ArgumentTypeError, ArgumentValueError, ShapeError
+from headwise._errors import ArgumentTypeError, ShapeError
 from headwise._parts import Parts, listed
+from headwise._seq2seq_parts import (
+    TIED,
+    Array,
+    Seq2SeqPullback,
+    SidesMasks,
+    SourceSideMasks,
+    Tied,
+    make_layers,
+)
 from headwise._seq2seq_state import Seq2SeqState
-from headwise._steps import Batch, Layer, Rng, key_of, key_of_place
+from headwise._steps import Batch, Layer, Rng, key_of
 from headwise._token_batch import TokenBatch, joined
 from headwise._transformer import Transformer
+from headwise._transformer_masks import refuse
 
 if TYPE_CHECKING:
-    from headwise._transformer import TransformerPullback
     from headwise.generation import Generated
 
 _DType: TypeAlias = Any
-Array = NDArray[Any]
-
-# The names of one shared table; the first is the one that is saved.
-_TIED = {
-    False: (),
-    True: ("target_embedding.weight", "output_projection.weight"),
-    "all": ("source_embedding.weight", "target_embedding.weight", "output_projection.weight"),
-}
 
 
 class Seq2Seq:
@@ -125,49 +125,24 @@ class Seq2Seq:
         num_decoder_layers: int = 6,
         d_ff: int = 2048,
         *,
-        tied: Literal[True, False, "all"] = True,
+        tied: Tied = True,
         output_bias: bool = True,
         positions: Literal["sinusoidal", "rotary", "alibi"] | None = "sinusoidal",
         dtype: _DType = "float32",
         rng: Rng = None,
         **of_the_transformer: Any,  # noqa: ANN401 - what Transformer takes
     ) -> None:
-        if tied not in (True, False, "all"):
-            msg = f'tied: expected True, False or "all", got {tied!r}'
-            raise ArgumentValueError(msg)
-        if tied == "all" and num_source_tokens != num_target_tokens:
-            msg = (
-                f'tied: "all" needs one vocabulary, got {num_source_tokens} ids of the source and '
-                f"{num_target_tokens} of the target"
-            )
-            raise ArgumentValueError(msg)
-        key = key_of(rng)
-        widths = (d_model, num_heads, num_encoder_layers, num_decoder_layers, d_ff)
         options = {"positions": positions, "dtype": dtype, **of_the_transformer}
-        transformer = Transformer(*widths, rng=key_of_place(key, 0), **options)
-        sizes = {"source_embedding": num_source_tokens, "target_embedding": num_target_tokens}
-        layers: dict[str, Layer] = {
-            name: _core.Embedding(size, d_model, dtype=dtype, rng=0) for name, size in sizes.items()
-        }
-        layers["transformer"] = transformer
-        layers["output_projection"] = _core.Linear(
-            d_model, num_target_tokens, bias=output_bias, dtype=dtype, rng=key_of_place(key, 3)
-        )
+        sizes = (num_source_tokens, num_target_tokens)
+        widths = (d_model, num_heads, num_encoder_layers, num_decoder_layers, d_ff)
+        layers, first = make_layers(sizes, widths, tied, output_bias, key_of(rng), options)
         self._set(layers, tied)
-        first = {}
-        for place, (name, size) in enumerate(sizes.items()):
-            if f"{name}.weight" not in _TIED[tied][1:]:
-                std, drawn_with = 1 / math.sqrt(d_model), key_of_place(key, 1 + place)
-                first[f"{name}.weight"] = init.normal(
-                    (size, d_model), std=std, rng=drawn_with, dtype=transformer.dtype
-                )
         self.load_state_dict(first, strict=False)
 
-    def _set(self, layers: dict[str, Layer], tied: Literal[True, False, "all"]) -> Seq2Seq:
+    def _set(self, layers: dict[str, Layer], tied: Tied) -> Seq2Seq:
         self._layers, self._tied = layers, tied
-        self._parts = Parts(layers, _TIED[tied])
-        width = self.transformer.d_model
-        self._factor = np.dtype(self.dtype).type(math.sqrt(width))
+        self._parts = Parts(layers, TIED[tied])
+        self._factor = np.dtype(self.dtype).type(math.sqrt(self.transformer.d_model))
         return self
 
     def __call__(
@@ -175,13 +150,9 @@ class Seq2Seq:
         source_ids: Batch,
         target_ids: Batch,
         *,
-        source_key_mask: ArrayLike | None = None,
-        source_lengths: ArrayLike | None = None,
-        target_key_mask: ArrayLike | None = None,
-        target_lengths: ArrayLike | None = None,
-        window: Any = None,  # noqa: ANN401 - a pair, checked by the decoder
         training: bool = False,
         rng: Rng = None,
+        **masks: Unpack[SidesMasks],
     ) -> Batch:
         """Compute the scores of the id that follows each token of the target.
 
@@ -192,20 +163,15 @@ class Seq2Seq:
         target_ids : array_like or list of array_like
             (B, L), (L,), or a list of (L_i,), in the form of `source_ids`; the first of each is usually an id
             that says "start".
-        source_key_mask : array_like, optional
-            (B, S), bool or 0 and 1. True = a token. What stands at other places is not looked at.
-        source_lengths : array_like, optional
-            (B,): tokens at the start of each source.
-        target_key_mask : array_like, optional
-            (B, L), bool or 0 and 1. True = a token; other rows of the result are 0.
-        target_lengths : array_like, optional
-            (B,): tokens at the start of each target.
-        window : tuple, optional
-            Sliding window of the decoder's self-attention, counted in tokens.
         training : bool, default False
             Whether dropout is at work.
         rng : int or numpy.random.Generator, optional
             Seed of dropout; in training a generator is advanced by one draw.
+        **masks : optional
+            ``source_key_mask`` (B, S), bool or 0 and 1, True = a token, and ``source_lengths`` (B,), tokens
+            at the start of each source; ``target_key_mask`` (B, L) and ``target_lengths`` (B,) likewise. What
+            stands at other places is not looked at, and such rows of the result are 0. ``window`` is that of
+            the decoder's self-attention, counted in tokens.
 
         Returns
         -------
@@ -218,17 +184,15 @@ class Seq2Seq:
         ValueError
             If an id is out of range, or shapes do not fit (`ShapeError`).
         TypeError
-            If ids are no integers (`DTypeError`), or one side is a list and the other is not.
+            If ids are no integers (`DTypeError`), one side is a list and the other is not, or a keyword is
+            not known.
         """
-        source = self._read("source_ids", source_ids, source_key_mask, source_lengths)
-        target = self._read("target_ids", target_ids, target_key_mask, target_lengths)
-        target.check_form(source)
-        tables = self._layers["source_embedding"], self._layers["target_embedding"]
+        source, target = self._read_both(source_ids, target_ids, masks)
         x, y = (
-            batch.ragged(table(batch.ids) * self._factor)
-            for table, batch in zip(tables, (source, target), strict=True)
+            batch.ragged(self._layers[f"{side}_embedding"](batch.ids) * self._factor)
+            for side, batch in (("source", source), ("target", target))
         )
-        out = self.transformer(x, y, window=window, training=training, rng=rng)
+        out = self.transformer(x, y, window=masks.get("window"), training=training, rng=rng)
         logits: Array = self._layers["output_projection"](self._joined(out))
         return target.formed(logits)
 
@@ -237,13 +201,9 @@ class Seq2Seq:
         source_ids: Batch,
         target_ids: Batch,
         *,
-        source_key_mask: ArrayLike | None = None,
-        source_lengths: ArrayLike | None = None,
-        target_key_mask: ArrayLike | None = None,
-        target_lengths: ArrayLike | None = None,
-        window: Any = None,  # noqa: ANN401
         training: bool = False,
         rng: Rng = None,
+        **masks: Unpack[SidesMasks],
     ) -> tuple[Batch, Seq2SeqPullback]:
         """Compute as a call does, and return what turns the gradient of the logits into gradients.
 
@@ -253,20 +213,12 @@ class Seq2Seq:
             As in a call.
         target_ids : array_like or list of array_like
             As in a call.
-        source_key_mask : array_like, optional
-            As in a call.
-        source_lengths : array_like, optional
-            As in a call.
-        target_key_mask : array_like, optional
-            As in a call.
-        target_lengths : array_like, optional
-            As in a call.
-        window : tuple, optional
-            As in a call.
         training : bool, default False
             Whether dropout is at work; the pullback drops the same numbers.
         rng : int or numpy.random.Generator, optional
             Seed of dropout.
+        **masks : optional
+            As in a call.
 
         Returns
         -------
@@ -283,15 +235,13 @@ class Seq2Seq:
         TypeError
             As of a call.
         """
-        source = self._read("source_ids", source_ids, source_key_mask, source_lengths)
-        target = self._read("target_ids", target_ids, target_key_mask, target_lengths)
-        target.check_form(source)
+        source, target = self._read_both(source_ids, target_ids, masks)
         x, through_source = self._layers["source_embedding"].vjp(source.ids)
         y, through_target = self._layers["target_embedding"].vjp(target.ids)
         out, through_transformer = self.transformer.vjp(
             source.ragged(x * self._factor),
             target.ragged(y * self._factor),
-            window=window,
+            window=masks.get("window"),
             training=training,
             rng=rng,
         )
@@ -299,26 +249,15 @@ class Seq2Seq:
         pullbacks = (through_source, through_target, through_transformer, through_projection)
         return target.formed(logits), Seq2SeqPullback(self, target, pullbacks)
 
-    def begin(
-        self,
-        source_ids: Batch,
-        *,
-        source_key_mask: ArrayLike | None = None,
-        source_lengths: ArrayLike | None = None,
-        window: Any = None,  # noqa: ANN401
-    ) -> Seq2SeqState:
+    def begin(self, source_ids: Batch, **masks: Unpack[SourceSideMasks]) -> Seq2SeqState:
         """Encode sources, and return the state from which `next` goes on: no token of a target yet.
 
         Parameters
         ----------
         source_ids : array_like or list of array_like
             As in a call; (S,) is a batch of one.
-        source_key_mask : array_like, optional
-            As in a call.
-        source_lengths : array_like, optional
-            As in a call.
-        window : tuple, optional
-            As in a call.
+        **masks : optional
+            ``source_key_mask``, ``source_lengths`` and ``window``, as in a call.
 
         Returns
         -------
@@ -332,12 +271,13 @@ class Seq2Seq:
         TypeError
             As of a call.
         """
-        source = self._read("source_ids", source_ids, source_key_mask, source_lengths)
+        refuse("begin", {*masks} - SourceSideMasks.__optional_keys__)
+        source = self._read("source_ids", source_ids, masks)
         rows = self._layers["source_embedding"](source.ids) * self._factor
         memory = self._joined(self.transformer.encode(source.ragged(rows)))
         # The memory keeps the places of the source: alignments are read beside the source's own ids.
         cache = self.transformer.decoder.new_cache(
-            source.padded(memory), memory_key_mask=source.mask, window=window
+            source.padded(memory), memory_key_mask=source.mask, window=masks.get("window")
         )
         return Seq2SeqState(cache)
 
@@ -372,7 +312,7 @@ class Seq2Seq:
         if not hasattr(state, "cache"):
             msg = f"state: expected what begin() returned, got {type(state).__name__}"
             raise ArgumentTypeError(msg)
-        read = self._read("tokens", tokens)
+        read = self._read("tokens", tokens, {})
         if not read.is_single or read.ids.size != len(state):
             msg = f"tokens: expected (N,) with N = {len(state)}, the state's, got shape {np.shape(tokens)}"
             raise ShapeError(msg)
@@ -412,10 +352,21 @@ class Seq2Seq:
         model: Any = self
         return generate(model, source_ids, **options)
 
-    def _read(self, name: str, ids: Batch, key_mask: object = None, lengths: object = None) -> TokenBatch:
+    def _read_both(
+        self, source_ids: Batch, target_ids: Batch, masks: Mapping[str, Any]
+    ) -> tuple[TokenBatch, TokenBatch]:
+        """Return the tokens of both sides, which have one form."""
+        refuse("Seq2Seq", {*masks} - SidesMasks.__optional_keys__)
+        source = self._read("source_ids", source_ids, masks)
+        target = self._read("target_ids", target_ids, masks)
+        target.check_form(source)
+        return source, target
+
+    def _read(self, name: str, ids: Batch, masks: Mapping[str, Any]) -> TokenBatch:
         """Return the tokens of one side."""
-        table = self._layers["source_embedding" if name == "source_ids" else "target_embedding"]
-        return TokenBatch(name, ids, table.num_embeddings, key_mask, lengths)
+        side = "source" if name == "source_ids" else "target"
+        size = self._layers[f"{side}_embedding"].num_embeddings
+        return TokenBatch(name, ids, size, masks.get(f"{side}_key_mask"), masks.get(f"{side}_lengths"))
 
     def _joined(self, items: list[Array]) -> Array:
         return joined(items, self.transformer.d_model, self.dtype)
@@ -483,7 +434,7 @@ class Seq2Seq:
         return int(self._layers["target_embedding"].num_embeddings)
 
     @property
-    def tied(self) -> Literal[True, False, "all"]:
+    def tied(self) -> Tied:
         """Which tables are one parameter."""
         return self._tied
 
@@ -499,37 +450,6 @@ class Seq2Seq:
 
     def __repr__(self) -> str:
         return f"Seq2Seq({listed(self._layers)})"
-
-
-class Seq2SeqPullback:
-    """The second half of `Seq2Seq.vjp`: the pullbacks of its parts, from the last to the first."""
-
-    def __init__(
-        self, model: Seq2Seq, target: TokenBatch, pullbacks: tuple[Layer, Layer, TransformerPullback, Layer]
-    ) -> None:
-        self._model, self._target, self._pullbacks = model, target, pullbacks
-
-    def __call__(self, d_logits: Batch) -> tuple[tuple[None, None], dict[str, Array]]:
-        """Return no gradients of the ids, and those of the parameters by name."""
-        model, target = self._model, self._target
-        through_source, through_target, through_transformer, through_projection = self._pullbacks
-        d_rows = target.rows_of("d_logits", d_logits, model.num_target_tokens, model.dtype)
-        d_out, of_projection = through_projection(d_rows)
-        (d_x, d_y), of_transformer = through_transformer(target.ragged(d_out))
-        _, of_source = through_source(model._joined(d_x) * model._factor)
-        _, of_target = through_target(model._joined(d_y) * model._factor)
-        grads = model._parts.gradients(
-            {
-                "source_embedding": of_source,
-                "target_embedding": of_target,
-                "transformer": of_transformer,
-                "output_projection": of_projection,
-            }
-        )
-        return (None, None), grads
-
-    def __repr__(self) -> str:
-        return "<pullback of Seq2Seq>"
 
 
 # Users know it by the package.

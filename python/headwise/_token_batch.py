@@ -46,33 +46,33 @@ class TokenBatch:
     ) -> None:
         self.name = name
         self.is_list = type(ids) is list and all(getattr(item, "ndim", None) == 1 for item in ids)
-        kind = name.partition("_")[0]
+        side = name.partition("_")[0]
         if self.is_list:
-            for what, mask in ((f"{kind}_key_mask", key_mask), (f"{kind}_lengths", lengths)):
+            wide, self.mask = _of_list(name, ids)
+            for what, mask in ((f"{side}_key_mask", key_mask), (f"{side}_lengths", lengths)):
                 if mask is not None:
                     msg = f"{what}: a list of arrays has no padding to mask; leave it out, or pass (B, L)"
                     raise ArgumentValueError(msg)
-            items = [_integers(f"{name}[{i}]", item) for i, item in enumerate(ids)]
-            self.mask = _lengths_mask([len(item) for item in items], None)
-            self.is_single = False
-            wide = np.zeros(self.mask.shape, dtype=np.int64)
-            wide[self.mask] = np.concatenate([*items, np.zeros(0, dtype=np.int64)])
         else:
             wide = _integers(name, ids)
             if wide.ndim not in (1, 2):
                 msg = f"{name}: expected (B, L), (L,) or a list of (L,), got shape {wide.shape}"
                 raise ShapeError(msg)
-            self.is_single = wide.ndim == 1
-            self.mask = _mask(kind, wide.shape, key_mask, lengths)
-            if self.is_single:
-                wide, self.mask = wide[None], self.mask[None]
+            self.mask = _mask(side, wide.shape, key_mask, lengths)
+        self.is_single = wide.ndim == 1
+        if self.is_single:
+            wide, self.mask = wide[None], self.mask[None]
+        self._check_range(wide, size)
         self.ids = wide[self.mask]
         self.lengths = self.mask.sum(axis=1)
+
+    def _check_range(self, wide: Array, size: int) -> None:
+        """Fail where a token has no row in a table of `size`."""
         bad = self.mask & ((wide < 0) | (wide >= size))
         if bad.any():
             b, i = (int(place) for place in np.argwhere(bad)[0])
             where = f"[{i}]" if self.is_single else f"[{b}][{i}]" if self.is_list else f"[{b}, {i}]"
-            msg = f"{name}{where}: expected an id from 0 to {size - 1}, got {wide[b, i]}"
+            msg = f"{self.name}{where}: expected an id from 0 to {size - 1}, got {wide[b, i]}"
             raise ArgumentValueError(msg)
 
     def __len__(self) -> int:
@@ -143,6 +143,15 @@ def joined(items: Sequence[Array], width: int, dtype: str) -> Array:
     return np.concatenate([np.zeros((0, width), dtype=dtype), *items]).astype(dtype, copy=False)
 
 
+def _of_list(name: str, ids: list[Array]) -> tuple[Array, NDArray[np.bool_]]:
+    """Return a list of (L_i,) as (B, L), and where its tokens stand."""
+    items = [_integers(f"{name}[{i}]", item) for i, item in enumerate(ids)]
+    mask = _lengths_mask([len(item) for item in items], None)
+    wide = np.zeros(mask.shape, dtype=np.int64)
+    wide[mask] = np.concatenate([*items, np.zeros(0, dtype=np.int64)])
+    return wide, mask
+
+
 def _integers(name: str, ids: object) -> Array:
     try:
         array = np.asarray(ids)
@@ -155,7 +164,7 @@ def _integers(name: str, ids: object) -> Array:
     return array.astype(np.int64, copy=False)
 
 
-def _mask(kind: str, shape: tuple[int, ...], key_mask: object, lengths: object) -> NDArray[np.bool_]:
+def _mask(side: str, shape: tuple[int, ...], key_mask: object, lengths: object) -> NDArray[np.bool_]:
     """Return the tokens of ids of `shape`, where both masks name them."""
     mask = np.ones(shape, dtype=bool)
     if key_mask is not None:
@@ -163,16 +172,16 @@ def _mask(kind: str, shape: tuple[int, ...], key_mask: object, lengths: object) 
         if given.dtype.kind in "iu" and ((given == 0) | (given == 1)).all():
             given = given.astype(bool)
         if given.dtype != bool:
-            msg = f"{kind}_key_mask: expected booleans or 0 and 1, True for a token, got dtype {given.dtype}"
+            msg = f"{side}_key_mask: expected booleans or 0 and 1, True for a token, got dtype {given.dtype}"
             raise DTypeError(msg)
-        mask = mask & _broadcast(f"{kind}_key_mask", given, shape)
+        mask = mask & _broadcast(f"{side}_key_mask", given, shape)
     if lengths is not None:
-        given = _integers(f"{kind}_lengths", lengths)
+        given = _integers(f"{side}_lengths", lengths)
         bad = given[(given < 0) | (given > shape[-1])]
         if bad.size:
-            msg = f"{kind}_lengths: expected numbers from 0 to {shape[-1]}, got {bad.flat[0]}"
+            msg = f"{side}_lengths: expected numbers from 0 to {shape[-1]}, got {bad.flat[0]}"
             raise ArgumentValueError(msg)
-        mask = mask & _lengths_mask(_broadcast(f"{kind}_lengths", given, shape[:-1]), shape[-1])
+        mask = mask & _lengths_mask(_broadcast(f"{side}_lengths", given, shape[:-1]), shape[-1])
     return mask
 
 

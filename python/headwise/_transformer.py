@@ -7,7 +7,7 @@ keywords to the two stacks.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeAlias, Unpack
 
 from numpy.typing import NDArray
@@ -265,6 +265,38 @@ class Transformer:
             With new layers.
         """
         return Transformer.__new__(Transformer)._set(self._encoder.to(dtype), self._decoder.to(dtype))
+
+    def prune_heads(
+        self,
+        source_heads: Mapping[int, Iterable[int]] | None = None,
+        target_heads: Mapping[int, Iterable[int]] | None = None,
+        cross_heads: Mapping[int, Iterable[int]] | None = None,
+    ) -> Transformer:
+        """Return a model without some heads, smaller by their parameters.
+
+        Parameters
+        ----------
+        source_heads : mapping of int to iterable of int, optional
+            The heads of the encoder that go, by layer.
+        target_heads : mapping of int to iterable of int, optional
+            The heads of the decoder's self-attention that go, by layer.
+        cross_heads : mapping of int to iterable of int, optional
+            The heads that attend to the source and go, by layer of the decoder.
+
+        Returns
+        -------
+        Transformer
+            With new layers.
+
+        Raises
+        ------
+        ValueError
+            If a layer or a head is not there, or a layer would be left without heads.
+        """
+        return Transformer.__new__(Transformer)._set(
+            _named("encoder", self._encoder.prune_heads, source_heads or {}),
+            _named("decoder", self._decoder.prune_heads, target_heads or {}, cross_heads or {}),
+        )
 
     @property
     def encoder(self) -> Layer:
