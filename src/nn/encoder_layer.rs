@@ -1,19 +1,16 @@
-//! One layer of a transformer encoder.
-//!
-//! ```text
-//! post-norm  x = norm1(x + attention(x));   x = norm2(x + feed(x))          (Vaswani et al. 2017)
-//! pre-norm   x = x + attention(norm1(x));   x = x + feed(norm2(x))          (Xiong et al. 2020)
-//! ```
+//! One layer of a transformer encoder: self-attention and a feed-forward part, each with its residual and norm
+//! ([`Residual`]).
 
 mod backward;
 
 pub use backward::SavedLayer;
 
 use super::attention::{AttentionBuffers, AttentionConfig, Call, MultiHeadAttention, Sources};
-use super::dropout::{drop_out, site_key};
+use super::dropout::site_key;
 use super::feed_forward::{FeedForward, HiddenRows};
 use super::init::Init;
 use super::norm::{Norm, NormKind};
+use super::residual::Residual;
 use super::state::{Loader, Module, State, prefixed};
 use super::tokens::{Layout, Tokens, buffer};
 use crate::error::{Error, Result};
@@ -69,6 +66,10 @@ pub struct EncoderLayer<T> {
     norm1: Norm<T>,
     norm2: Norm<T>,
 }
+
+/// Sites of dropout within a layer; those of weights and of hidden rows are keyed by the parts themselves.
+const AFTER_ATTENTION: u32 = 1;
+const AFTER_FEED: u32 = 3;
 
 /// What a layer writes between its input and its output.
 pub struct LayerBuffers<T: Float> {
@@ -151,20 +152,11 @@ impl<T: Float> EncoderLayer<T> {
         let LayerBuffers { attention, hidden, normed, middle } = buffers;
         // The buffers have room for the largest group of a call.
         let (normed, middle) = (&mut normed[..x.len()], &mut middle[..x.len()]);
-        let dropout = call.dropout.filter(|_| self.config.attention.dropout > 0.0);
-        let norm_first = self.config.norm_first;
-        let first: &[T] = if norm_first {
-            self.norm1.forward(x, normed)?;
-            normed
-        } else {
-            x
-        };
-        // With dropout the residual is added after it, else by the product itself: the same sums either way.
-        let residual = dropout.is_none().then_some(&*x);
-        let after = After { residual, next: self.feed_forward.panels(), ..After::default() };
-        let sources = Sources::own(Tokens { rows: first, layout });
-        let weights = self.attention.forward(sources, call, attention, middle, after)?;
-        self.feed(x, rows, (middle, normed), hidden, dropout, next)?;
+        let weights = self.residual(0, call).forward(x, (normed, middle), |x, out, residual| {
+            let after = After { residual, next: self.feed_forward.panels(), ..After::default() };
+            self.attention.forward(Sources::own(Tokens { rows: x, layout }), call, attention, out, after)
+        })?;
+        self.feed(x, rows, (normed, middle), hidden, call, next)?;
         Ok(weights)
     }
 
@@ -222,48 +214,38 @@ impl<T: Float> EncoderLayer<T> {
         let AttentionBuffers { q, result, .. } = attention;
         let after = After { residual: Some(&*x), next: self.feed_forward.panels(), ..After::default() };
         self.attention.attend_rows((queries, keys), call, (q, k, v), result, middle, after)?;
-        self.feed(x, queries.total(), (middle, normed), hidden, None, next)
+        self.residual(0, call).close(x, middle)?;
+        self.feed(x, queries.total(), (normed, middle), hidden, call, next)
     }
 
-    /// What follows attention: its result in `middle`, the residual added unless there is dropout, becomes the layer's
-    /// output in `x`.
+    /// What follows attention.
     fn feed(
         &self,
         x: &mut [T],
         rows: usize,
-        (middle, normed): (&mut [T], &mut [T]),
+        room: (&mut [T], &mut [T]),
         hidden: &mut HiddenRows<T>,
-        dropout: Option<u64>,
+        call: &Call<'_, T>,
         next: &[T],
     ) -> Result<()> {
-        let norm_first = self.config.norm_first;
-        if let Some(key) = dropout {
-            self.drop_and_add(middle, x, site_key(key, 0, 1))?;
-        }
-        if norm_first {
-            x.copy_from_slice(middle);
-            self.norm2.forward(x, normed)?;
-        } else {
-            self.norm1.forward(middle, x)?;
-        }
-        let second: &[T] = if norm_first { normed } else { x };
-        let residual = dropout.is_none().then_some(&*x);
-        self.feed_forward.forward(second, rows, middle, (residual, next), dropout, hidden)?;
-        if let Some(key) = dropout {
-            self.drop_and_add(middle, x, site_key(key, 0, 3))?;
-        }
-        if norm_first {
-            x.copy_from_slice(middle);
-        } else {
-            self.norm2.forward(middle, x)?;
-        }
-        Ok(())
+        self.residual(1, call).forward(x, room, |x, out, residual| {
+            self.feed_forward.forward(x, rows, out, (residual, next), self.dropout_of(call), hidden)
+        })
     }
 
-    fn drop_and_add(&self, y: &mut [T], x: &[T], key: u64) -> Result<()> {
-        drop_out(y, self.config.attention.dropout, key)?;
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
-        Ok(())
+    /// What surrounds attention (0) and the feed-forward part (1).
+    fn residual(&self, part: usize, call: &Call<'_, T>) -> Residual<'_, T> {
+        let (norm, site) = [(&self.norm1, AFTER_ATTENTION), (&self.norm2, AFTER_FEED)][part];
+        let p = self.config.attention.dropout;
+        Residual {
+            norm,
+            norm_first: self.config.norm_first,
+            dropout: self.dropout_of(call).map(|key| (p, site_key(key, 0, site))),
+        }
+    }
+
+    fn dropout_of(&self, call: &Call<'_, T>) -> Option<u64> {
+        call.dropout.filter(|_| self.config.attention.dropout > 0.0)
     }
 
     /// A layer without some heads.

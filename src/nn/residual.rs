@@ -53,13 +53,22 @@ impl<T: Float> Residual<'_, T> {
             x
         };
         let made = part(first, middle, self.dropout.is_none().then_some(&*x))?;
+        self.close(x, middle)?;
+        Ok(made)
+    }
+
+    /// What follows the part, whose result is `middle`: the residual `x` is added where the part has not done it, and `x`
+    /// becomes the result.
+    ///
+    /// # Errors
+    /// `Interrupted`, `Internal`.
+    pub fn close(&self, x: &mut [T], middle: &mut [T]) -> Result<()> {
         self.drop_then_add(middle, x)?;
         if self.norm_first {
             x.copy_from_slice(middle);
-        } else {
-            self.norm.forward(middle, x)?;
+            return Ok(());
         }
-        Ok(made)
+        self.norm.forward(middle, x)
     }
 
     /// [`Self::forward`], the same bits, that keeps what [`Self::backward`] reads.
