@@ -51,9 +51,7 @@ def beam_search(
     """Search with beams; the leaves are those of source 0, the best first, then those of source 1, ..."""
     count, beams = len(stepper), options.num_beams
     pool = Pool(count, beams)
-    impossible = np.zeros(
-        count, np.bool_
-    )  # whether a prefix has a token that the model gives the probability 0
+    impossible = np.zeros(count, np.bool_)  # whether the model gives a prefix the probability 0
     live = np.arange(count)  # the source of each group of beams
     sums = np.zeros((count, 1))  # (sources, beams so far)
     tokens = np.full(count, start, np.int64)
@@ -123,10 +121,8 @@ def _candidates(answer: Step, sums: Floats, count: int, blocked: int | None) -> 
     if missing:
         pad = ((0, 0), (0, missing))
         found.sums = np.pad(found.sums, pad, constant_values=-np.inf)
-        found.rows, found.tokens = (
-            np.pad(found.rows, pad, mode="edge"),
-            np.pad(found.tokens, pad, mode="edge"),
-        )
+        found.rows = np.pad(found.rows, pad, mode="edge")
+        found.tokens = np.pad(found.tokens, pad, mode="edge")
     return found
 
 
