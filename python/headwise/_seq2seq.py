@@ -348,9 +348,7 @@ class Seq2Seq:
         # What generates is loaded when it is asked for.
         from headwise.generation import generate
 
-        # The protocol of models cannot name the keywords that `begin` has here.
-        model: Any = self
-        return generate(model, source_ids, **options)
+        return generate(self, source_ids, **options)
 
     def _read_both(
         self, source_ids: Batch, target_ids: Batch, masks: Mapping[str, Any]

@@ -20,6 +20,8 @@ pool.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -29,6 +31,7 @@ from headwise.generation._model import Step, Stepper
 from headwise.generation._options import BeamOptions, Lengths, Prefix
 from headwise.generation._single import Found
 
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 Places = NDArray[np.intp]
@@ -48,9 +51,7 @@ def beam_search(
     """Search with beams; the leaves are those of source 0, the best first, then those of source 1, ..."""
     count, beams = len(stepper), options.num_beams
     pool = Pool(count, beams)
-    impossible = np.zeros(
-        count, np.bool_
-    )  # whether a prefix has a token that the model gives the probability 0
+    impossible = np.zeros(count, np.bool_)  # whether the model gives a prefix the probability 0
     live = np.arange(count)  # the source of each group of beams
     sums = np.zeros((count, 1))  # (sources, beams so far)
     tokens = np.full(count, start, np.int64)
@@ -73,13 +74,13 @@ def beam_search(
         # The next beams; as long as prefixes left no choice there is but one of each source.
         width = max(sums.shape[1], 1 if (prefix.lengths[live] > step).all() else beams)
         order = np.argsort(ended, axis=1, kind="stable")[:, :width]
-        sums = np.take_along_axis(np.where(ended, -np.inf, found.sums), order, axis=1)
+        sums = _pick(np.where(ended, -np.inf, found.sums), order)
         open_ = _can_improve(sums[:, 0], pool.worst(live), options, length, lengths.longest)
         live, sums, order = live[open_], sums[open_], order[open_]
         # An empty place runs along with the first beam: what cannot follow is never fed to the model.
         order = np.where(np.isneginf(sums), order[:, :1], order)
-        tokens = np.take_along_axis(found.tokens[open_], order, axis=1).reshape(-1)
-        origins = np.take_along_axis(found.rows[open_], order, axis=1).reshape(-1)
+        tokens = _pick(found.tokens[open_], order).reshape(-1)
+        origins = _pick(found.rows[open_], order).reshape(-1)
         if live.size:
             stepper.reorder(origins)
             history.go_on(origins, tokens)
@@ -112,18 +113,16 @@ def _candidates(answer: Step, sums: Floats, count: int, blocked: int | None) -> 
     order = np.argsort(-offers, axis=1, kind="stable")[:, :count]
     rows = order // ids.shape[1] + width * np.arange(sources)[:, None]
     found = _Candidates(
-        np.take_along_axis(offers, order, axis=1),
+        _pick(offers, order),
         rows,
-        np.take_along_axis(ids.reshape(sources, -1), order, axis=1).astype(np.int64, copy=False),
+        _pick(ids.reshape(sources, -1), order).astype(np.int64, copy=False),
     )
     missing = count - order.shape[1]
     if missing:
         pad = ((0, 0), (0, missing))
         found.sums = np.pad(found.sums, pad, constant_values=-np.inf)
-        found.rows, found.tokens = (
-            np.pad(found.rows, pad, mode="edge"),
-            np.pad(found.tokens, pad, mode="edge"),
-        )
+        found.rows = np.pad(found.rows, pad, mode="edge")
+        found.tokens = np.pad(found.tokens, pad, mode="edge")
     return found
 
 
@@ -138,7 +137,7 @@ def _force(
     rows = np.flatnonzero(forced) * sums.shape[1]
     normalizer = log_normalizer(answer.logits[rows], answer.row_max[rows])
     added = answer.logits[rows, tokens] - normalizer
-    impossible = np.isneginf(added)
+    impossible: NDArray[np.bool_] = np.isneginf(added)
     found.sums[forced] = -np.inf
     found.sums[forced, 0] = sums[forced, 0] + np.where(impossible, 0.0, added)
     found.rows[forced], found.tokens[forced] = rows[:, None], tokens[:, None]
@@ -153,8 +152,14 @@ def _can_improve(
         best = np.where(np.isneginf(worst), best, -np.inf)
     elif options.early_stopping == "never" and options.length_penalty > 0.0:
         length = longest
-    open_: NDArray[np.bool_] = best / length**options.length_penalty > worst
-    return open_
+    improving: NDArray[np.bool_] = best / length**options.length_penalty > worst
+    return improving
+
+
+def _pick(rows: NDArray[ScalarT], places: Places) -> NDArray[ScalarT]:
+    """Return the elements at `places` (sources, n) of each row."""
+    picked: NDArray[ScalarT] = rows[np.arange(len(rows))[:, None], places]
+    return picked
 
 
 class Pool:
@@ -189,7 +194,7 @@ class Pool:
 
         def merge(kept: NDArray[np.generic], new: NDArray[np.generic] | int) -> None:
             both = np.concatenate([kept[sources], np.broadcast_to(new, offers.shape)], axis=1)
-            kept[sources] = np.take_along_axis(both, order, axis=1)
+            kept[sources] = _pick(both, order)
 
         merge(self._scores, offers)
         merge(self._steps, step)

@@ -68,7 +68,7 @@ class Stepper:
 
     def next(self, tokens: NDArray[np.int64]) -> Step:
         """Give each row its last token, and return what may follow."""
-        answer = self._model.next(tokens, self._state, need_weights=self._need_weights)
+        answer: object = self._model.next(tokens, self._state, need_weights=self._need_weights)
         if not isinstance(answer, tuple) or len(answer) != 2:
             msg = f"model: expected next to return (logits, weights), got {_what(answer)}"
             raise ArgumentTypeError(msg)

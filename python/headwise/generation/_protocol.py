@@ -45,13 +45,13 @@ class GenerationState(Protocol):
 class GenerativeModel(Protocol[StateT]):
     """A model that sequences can be generated with."""
 
-    def begin(self, source: Any, /, **masks: Any) -> StateT:  # noqa: ANN401 - whatever the model takes
+    def begin(self, *source: Any, **masks: Any) -> StateT:  # noqa: ANN401 - fits every signature
         """Read the source, and return the state before the first token.
 
         Parameters
         ----------
-        source : object
-            What the sequences are generated from.
+        *source : object
+            One argument: what the sequences are generated from.
         **masks : object
             What `generate` was given beyond its own keywords.
 

@@ -11,17 +11,21 @@ left. So a step needs one number for each sequence, and never a loop over the vo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise.generation._logits import Logits, largest
+from headwise.generation._logits import Logits, few_rows, largest
 from headwise.generation._options import SamplingOptions
+
+ScalarT = TypeVar("ScalarT", bound=np.generic)
 
 BLOCK = 64
 """Numbers that are drawn for a sequence at once: making them one by one costs more than the step."""
+
+PART = 64
+"""Tokens whose weights are summed as one: to cumulate a number costs three times what adding it up does."""
 
 FIRST = 64
 """How many of the likeliest tokens the nucleus is looked for in at first; then 16 times as many."""
@@ -62,28 +66,57 @@ def sample(
     """Return one token (N,) of each row of the logits (N, V), drawn with the numbers `uniform` (N,)."""
     vocabulary = logits.shape[1]
     highest = row_max.astype(np.float64)[:, None]
-
-    def weigh(values: NDArray[Any]) -> NDArray[np.float64]:
-        """Return probabilities times a factor of the row: the largest is 1, whatever the temperature."""
-        below: NDArray[np.float64] = values - highest
-        with np.errstate(over="ignore"):  # to -inf, near a temperature of 0
-            below /= options.temperature
-        return np.exp(below, out=below)
-
+    tokens = np.empty(len(logits), np.int64)
     if options.top_k is not None and options.top_k < vocabulary:
         ids, values = largest(logits, options.top_k)
-        cumulated = weigh(values).cumsum(axis=1)
+        cumulated = _weights(values, highest, options.temperature).cumsum(axis=1)
         cumulated = _nucleus(cumulated, cumulated[:, -1], options.top_p)
-    elif options.top_p < 1.0:
-        ids, cumulated = _likeliest(logits, weigh, options.top_p)
-    else:
-        return _place(weigh(logits).cumsum(axis=1), uniform).astype(np.int64)
-    places = _place(cumulated, uniform)
-    return np.take_along_axis(ids, places[:, None], axis=1)[:, 0].astype(np.int64)
+        return _take(ids, _place(cumulated, uniform))
+    for some in few_rows(logits):
+        if options.top_p < 1.0:
+            ids, cumulated = _likeliest(logits[some], highest[some], options)
+            tokens[some] = _take(ids, _place(cumulated, uniform[some]))
+        else:
+            tokens[some] = _any(logits[some], highest[some], options.temperature, uniform[some])
+    return tokens
+
+
+def _weights(
+    values: NDArray[Any], highest: NDArray[np.float64], temperature: float, room: int = 0
+) -> NDArray[np.float64]:
+    """Return exp((x - max) / temperature): probabilities times a factor of the row, and `room` zeros more."""
+    rows, count = values.shape
+    weights = np.zeros((rows, count + room))
+    below = weights[:, :count]
+    np.subtract(values, highest, out=below)
+    if temperature != 1.0:
+        with np.errstate(over="ignore"):  # to -inf, near a temperature of 0
+            below /= temperature
+    np.exp(below, out=below)
+    return weights
+
+
+def _any(
+    logits: Logits, highest: NDArray[np.float64], temperature: float, uniform: NDArray[np.float64]
+) -> NDArray[np.intp]:
+    """Draw from all tokens. A large vocabulary is summed in parts, and cumulated in the part that is hit."""
+    rows, vocabulary = logits.shape
+    if vocabulary <= 4 * PART:
+        return _place(_weights(logits, highest, temperature).cumsum(axis=1), uniform)
+    weights = _weights(logits, highest, temperature, -vocabulary % PART).reshape(rows, -1, PART)
+    cumulated = weights.sum(axis=2).cumsum(axis=1)
+    part = _place(cumulated, uniform)
+    here = np.arange(rows)
+    before = np.where(part > 0, cumulated[here, part - 1], 0.0)
+    within = weights[here, part].cumsum(axis=1)
+    # The part's sum has another order than `within`: what is left may be as large, by rounding.
+    left = np.minimum(uniform * cumulated[:, -1] - before, np.nextafter(within[:, -1], 0.0))
+    places: NDArray[np.intp] = PART * part + (within > left[:, None]).argmax(axis=1)
+    return places
 
 
 def _likeliest(
-    logits: Logits, weigh: Callable[[NDArray[Any]], NDArray[np.float64]], mass: float
+    logits: Logits, highest: NDArray[np.float64], options: SamplingOptions
 ) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
     """Return the nucleus of each row in ids (N, k), and its cumulated weights.
 
@@ -92,13 +125,13 @@ def _likeliest(
     of them.
     """
     vocabulary = logits.shape[1]
-    total = weigh(logits).sum(axis=1)
+    total = _weights(logits, highest, options.temperature).sum(axis=1)
     count = min(FIRST, vocabulary)
     while True:
         ids, values = largest(logits, count)
-        cumulated = weigh(values).cumsum(axis=1)
-        if count == vocabulary or (cumulated[:, -1] >= mass * total).all():
-            return ids, _nucleus(cumulated, total, mass)
+        cumulated = _weights(values, highest, options.temperature).cumsum(axis=1)
+        if count == vocabulary or (cumulated[:, -1] >= options.top_p * total).all():
+            return ids, _nucleus(cumulated, total, options.top_p)
         count = min(16 * count, vocabulary)
 
 
@@ -110,7 +143,7 @@ def _nucleus(cumulated: NDArray[np.float64], total: NDArray[np.float64], mass: f
     # No place reaches it where the rounding of two sums says so: then all are in.
     short = cumulated[:, -1] < mass * total
     reached[short] = cumulated.shape[1] - 1
-    return np.minimum(cumulated, np.take_along_axis(cumulated, reached[:, None], axis=1))
+    return np.minimum(cumulated, _take(cumulated, reached)[:, None])
 
 
 def _place(cumulated: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDArray[np.intp]:
@@ -120,3 +153,9 @@ def _place(cumulated: NDArray[np.float64], uniform: NDArray[np.float64]) -> NDAr
     """
     places: NDArray[np.intp] = (cumulated > (uniform * cumulated[:, -1])[:, None]).argmax(axis=1)
     return places
+
+
+def _take(rows: NDArray[ScalarT], places: NDArray[np.intp]) -> NDArray[ScalarT]:
+    """Return one element (N,) of each row."""
+    taken: NDArray[ScalarT] = rows[np.arange(len(rows)), places]
+    return taken
