@@ -114,6 +114,33 @@ def test_empty_batches():
     assert not np.array_equal(out[0], out[1])
 
 
+def test_ids_of_any_kind(rng):
+    whole = randomize(model(), rng)
+    ids = rng.integers(0, TARGET, (3, 6))
+    want = whole(ids, ids)
+    for dtype in ("uint8", "int16", "uint64", ">i4"):
+        assert_same_bits(whole(ids.astype(dtype), np.asfortranarray(ids)), want)
+    assert_same_bits(whole(ids.tolist(), ids[:, ::-1].copy()[:, ::-1]), want)
+
+    class Exchanged:
+        """What has DLPack alone."""
+
+        def __init__(self, array):
+            self.__dlpack__, self.__dlpack_device__ = array.__dlpack__, array.__dlpack_device__
+
+    assert_same_bits(whole(Exchanged(ids), Exchanged(ids)), want)
+
+
+@pytest.mark.parametrize("source", [[], np.zeros((0, 4), int), np.zeros((2, 0), int), [np.zeros(0, int)]])
+def test_generation_from_nothing(source):
+    whole = model()
+    state = whole.begin(source)
+    logits, weights = whole.next(np.zeros(len(state), int), state, need_weights=True)
+    assert logits.shape == (len(source), TARGET)
+    assert weights.shape[:3] == (len(source), 2, 2)
+    assert len(whole.generate(source, start=0, end=1, max_length=3).tokens) == len(source)
+
+
 # --- errors -------------------------------------------------------------------------------------------------
 
 OK = np.ones((2, 3), dtype=int)

@@ -8,6 +8,8 @@
 
 Inside there are tokens only, back to back: padding is removed before the first table and put back, as zeros,
 after the projection. Sums over tokens, those of the gradients, are then the same for every form of a batch.
+What NumPy does here, a product with the factor and a sum of two gradients of a shared table, is one rounded
+operation for each number: its bits are those of every machine.
 """
 
 from __future__ import annotations

@@ -119,13 +119,13 @@ class TokenBatch:
             raise ArgumentTypeError(msg)
         if self.is_list:
             shapes = [(int(n), width) for n in self.lengths]
-            items = [np.asarray(item) for item in batch]
+            items = [_array(name, item) for item in batch]
             if [item.shape for item in items] != shapes:
                 came = [item.shape for item in items]
                 msg = f"{name}: expected shapes {shapes}, those of the result, got {came}"
                 raise ShapeError(msg)
             return joined(items, width, dtype)
-        wide = np.asarray(batch)
+        wide = _array(name, batch)
         shape = (*(self.mask.shape[1:] if self.is_single else self.mask.shape), width)
         if wide.shape != shape:
             msg = f"{name}: expected shape {shape}, that of the result, got {wide.shape}"
@@ -152,12 +152,19 @@ def _of_list(name: str, ids: list[Array]) -> tuple[Array, NDArray[np.bool_]]:
     return wide, mask
 
 
-def _integers(name: str, ids: object) -> Array:
+def _array(name: str, given: Any) -> Array:  # noqa: ANN401 - what a user passes
+    """Return what NumPy makes of an argument; DLPack serves what knows nothing of NumPy."""
+    if hasattr(given, "__dlpack__") and not hasattr(given, "__array__"):
+        return np.from_dlpack(given)
     try:
-        array = np.asarray(ids)
+        return np.asarray(given)
     except ValueError as error:
         msg = f"{name}: expected an array, or what np.asarray makes one of: {error}"
         raise ShapeError(msg) from None
+
+
+def _integers(name: str, ids: object) -> Array:
+    array = _array(name, ids)
     if array.size and array.dtype.kind not in "iu":
         msg = f"{name}: expected integers, got dtype {array.dtype}"
         raise DTypeError(msg)
@@ -168,7 +175,7 @@ def _mask(side: str, shape: tuple[int, ...], key_mask: object, lengths: object) 
     """Return the tokens of ids of `shape`, where both masks name them."""
     mask = np.ones(shape, dtype=bool)
     if key_mask is not None:
-        given = np.asarray(key_mask)
+        given = _array(f"{side}_key_mask", key_mask)
         if given.dtype.kind in "iu" and ((given == 0) | (given == 1)).all():
             given = given.astype(bool)
         if given.dtype != bool:
