@@ -44,7 +44,7 @@ def projections(state, d_model):
 
 def heads_of(x, num_heads):
     """(..., L, H * E) -> (..., H, L, E)."""
-    return np.swapaxes(x.reshape(*x.shape[:-1], num_heads, -1), -2, -3)
+    return np.swapaxes(x.reshape(*x.shape[:-1], num_heads, x.shape[-1] // num_heads), -2, -3)
 
 
 def mha_reference(
@@ -62,12 +62,14 @@ def mha_reference(
     average_weights=False,
     rotary=False,
     slopes=None,
+    places=None,
     **masks,
 ):
     """Return MultiHeadAttention's output, with the weights if asked for (before any head mask).
 
     With no key given, `key_mask` and `key_lengths` name padded queries too, whose output rows are 0. A query
-    with no allowed key has the attention result 0, so its row is the output projection's bias.
+    with no allowed key has the attention result 0, so its row is the output projection's bias. `places`
+    (B, L) are the positions of tokens for `rotary` and `slopes`; 0, 1, 2... if left out.
     """
     own = key is None
     q = as_f64(query)
@@ -76,10 +78,11 @@ def mha_reference(
     kv_heads = num_kv_heads or num_heads
     rows = zip((q, k, v), projections(state, q.shape[-1]), (num_heads, kv_heads, kv_heads), strict=True)
     q, k, v = (heads_of(linear_reference(x, *wb), n) for x, wb, n in rows)
+    at_q, at_k = (np.arange(x.shape[-2]) if places is None else places for x in (q, k))
     if rotary:
-        q, k = rotary_reference(q), rotary_reference(k)
+        q, k = rotary_reference(q, at_q[..., None, :]), rotary_reference(k, at_k[..., None, :])
     if slopes is not None:
-        away = np.abs(np.arange(q.shape[-2])[:, None] - np.arange(k.shape[-2]))
+        away = np.abs(at_q[..., :, None] - at_k[..., None, :])[..., None, :, :]
         bias = -slopes[:, None, None] * away  # (H, L, S); |i - j|: both directions in an encoder
         given = masks.pop("attn_mask", None)
         if given is not None:
@@ -91,7 +94,8 @@ def mha_reference(
     )
     if head_mask is not None:
         result = result * as_f64(head_mask)[..., None, None]
-    joined = np.swapaxes(result, -2, -3).reshape(*result.shape[:-3], result.shape[-2], -1)  # (B, L, H * Ev)
+    joined = np.swapaxes(result, -2, -3)  # (B, L, H, Ev)
+    joined = joined.reshape(*joined.shape[:-2], joined.shape[-2] * joined.shape[-1])
     out = linear_reference(joined, state["out_proj.weight"], state.get("out_proj.bias"))
     if own:
         out = np.where(real_rows(out.shape[:-1], key_mask, key_lengths)[..., None], out, 0.0)
@@ -119,7 +123,7 @@ def feed_forward_names(state):
     if "linear1.weight" in state and not any("gate" in name for name in state):
         return None, "linear1.", "linear2."
     weights = {
-        n: a.shape for n, a in state.items() if n.endswith("weight") and a.ndim == 2 and "self_attn" not in n
+        n: a.shape for n, a in state.items() if n.endswith("weight") and a.ndim == 2 and "attn" not in n
     }
     (gate,) = [n for n in weights if "gate" in n]
     (up,) = [n for n in weights if n != gate and weights[n] == weights[gate]]

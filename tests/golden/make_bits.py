@@ -82,6 +82,20 @@ def encoder(dtype, N, D, H, F, L, B=2, call=None, **options):
     return {"out": layer((numbers("x", B, L, D) * 2).astype(dtype), **(call or {}))}
 
 
+def decoder(dtype, N, D, H, F, L, S, B=2, call=None, steps=None, **options):
+    """Return the output of a Decoder, or of its steps with a cache, and the last weights over the memory."""
+    layer = fill(hw.Decoder(N, D, H, F, dtype=dtype, **options))
+    x, memory = ((numbers(name, B, n, D) * 2).astype(dtype) for name, n in (("x", L), ("memory", S)))
+    if steps is None:
+        answer = layer(x, memory, need_weights=True, **(call or {}))
+        return {"out": answer.output, "cross weights": answer.cross_weights[-1]}
+    cache, outs = layer.new_cache(memory, **(call or {})), []
+    for start in range(0, L, steps):
+        outs.append(layer.step(x[:, start : start + steps], cache, need_weights=True))
+    cross = np.concatenate([weights[-1] for _, weights in outs], axis=2)
+    return {"out": np.concatenate([out for out, _ in outs], axis=1), "cross weights": cross}
+
+
 def pullback(dtype, name, *shapes, **options):
     """Return the result of a function of `headwise.vjp` and the gradients of its arrays."""
     given = [(numbers(f"{name} {i}", *shape) * 2).astype(dtype) for i, shape in enumerate(shapes)]
@@ -103,6 +117,16 @@ def short(B, S):
     return np.array([max(1, S - 13 * b) for b in range(B)])
 
 
+MODERN = {
+    "activation": "silu",
+    "ffn": "glu",
+    "norm": "rms",
+    "norm_first": True,
+    "bias": False,
+    "num_kv_heads": 2,
+    "positions": "rotary",
+    "final_norm": True,
+}
 BIAS = np.where(bits("holes", 65, 129, one_in=5), numbers("bias", 65, 129) * 3, -np.inf)
 CASES = {
     "sdpa one": lambda t: sdpa(t, 1, 1, 1),
@@ -162,6 +186,32 @@ CASES = {
     ),
     "encoder key_mask": lambda t: encoder(t, 2, 64, 4, 128, 65, call={"key_mask": bits("key_mask", 2, 65)}),
     "encoder wide": lambda t: encoder(t, 1, 384, 12, 1536, 32, activation="gelu"),
+    "decoder relu": lambda t: decoder(t, 2, 64, 4, 128, 65, 33),
+    "decoder 100": lambda t: decoder(t, 2, 100, 5, 257, 17, 129, activation="gelu", positions="sinusoidal"),
+    "decoder glu": lambda t: decoder(t, 2, 64, 8, 96, 65, 17, **MODERN),
+    "decoder alibi": lambda t: decoder(
+        t, 2, 48, 6, 128, 65, 130, positions="alibi", norm_first=True, call={"window": (20, 0)}
+    ),
+    "decoder padded": lambda t: decoder(
+        t, 2, 64, 4, 128, 65, 40, B=4, call={"lengths": short(4, 65), "memory_lengths": short(4, 40) - 1}
+    ),
+    "decoder masks": lambda t: decoder(
+        t,
+        2,
+        64,
+        4,
+        128,
+        65,
+        129,
+        call={
+            "key_mask": bits("key_mask", 2, 65),
+            "memory_mask": BIAS,
+            "memory_key_mask": bits("memory", 2, 129),
+        },
+    ),
+    "decoder steps": lambda t: decoder(
+        t, 2, 64, 8, 96, 130, 17, steps=1, call={"memory_key_mask": bits("memory", 2, 17)}, **MODERN
+    ),
     "vjp gelu": lambda t: pullback(t, "gelu", (777,)),
     "vjp gelu tanh": lambda t: pullback(t, "gelu", (777,), approximate="tanh"),
     "vjp layer_norm": lambda t: pullback(t, "layer_norm", (600, 100), (100,), (100,)),

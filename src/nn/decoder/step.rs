@@ -62,3 +62,94 @@ impl<T: Float> Decoder<T> {
         self.layers.iter().map(|layer| layer.memorize(memory, s)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::activation::Activation;
+    use crate::kernels::testing::{assert_same_bits, normals};
+    use crate::nn::attention::AttentionConfig;
+    use crate::nn::encoder::Positions;
+    use crate::nn::encoder_layer::LayerConfig;
+    use crate::nn::init::Init;
+    use crate::nn::norm::NormKind;
+    use crate::nn::tokens::Layout;
+
+    const D: usize = 16;
+    const LAYERS: usize = 2;
+
+    fn stack(positions: Option<Positions>, norm_first: bool) -> Decoder<f32> {
+        let attention = AttentionConfig::new(D, 4, Some(2), None, (None, None), true, 0.0).unwrap();
+        let config = LayerConfig {
+            attention,
+            d_ff: 24,
+            activation: Activation::Gelu,
+            norm: NormKind::Layer,
+            norm_first,
+            layer_norm_eps: 1e-5,
+            gated: false,
+        };
+        Decoder::new(LAYERS, config, norm_first, positions, &mut Init::new(1)).unwrap()
+    }
+
+    /// The rows of all steps, those of each sequence together; `sizes` are the steps' new tokens of each sequence.
+    fn in_steps(
+        stack: &Decoder<f32>,
+        rows: [&[f32]; 2],
+        sizes: &[[usize; 2]],
+        memory: Tokens<'_, f32>,
+    ) -> [Vec<f32>; 2] {
+        let capacity = 150;
+        let head = 2 * 2 * capacity * 4;
+        let mut kept = vec![[vec![f32::NAN; head], vec![f32::NAN; head]]; LAYERS];
+        let of_memory = stack.memorize(memory, 5).unwrap();
+        let memories: Vec<_> = of_memory
+            .iter()
+            .map(|[keys, values]| Memory { keys, values, len: 5, rows: &[0, 1], key_mask: Some(&MASK) })
+            .collect();
+        let mut out = [Vec::new(), Vec::new()];
+        let mut held = vec![0, 0];
+        for size in sizes {
+            let new: Vec<f32> =
+                (0..2).flat_map(|b| &rows[b][held[b] * D..(held[b] + size[b]) * D]).copied().collect();
+            let step =
+                Step { layout: Layout::dense(size.to_vec()), held: held.clone(), gone: 0, window: None };
+            let mut past: Vec<_> =
+                kept.iter_mut().map(|[keys, values]| Past { keys, values, capacity }).collect();
+            let call = StepCall { step: &step, past: &mut past, memory: &memories, need_weights: false };
+            let (made, _) = stack.step(new, call).unwrap();
+            out[0].extend_from_slice(&made[..size[0] * D]);
+            out[1].extend_from_slice(&made[size[0] * D..]);
+            held.iter_mut().zip(size).for_each(|(held, n)| *held += n);
+        }
+        out
+    }
+
+    /// The memory's second sequence has three tokens, of which the last two are no neighbours.
+    const MASK: [bool; 10] = [true, true, true, true, true, true, false, true, false, true];
+
+    #[test]
+    fn steps_give_the_bits_of_the_whole() {
+        let lengths = [140, 70];
+        let rows = [normals(lengths[0] * D, 2, 1.0), normals(lengths[1] * D, 3, 1.0)];
+        let layout = Layout::padded(2, 5, Some(&MASK));
+        let memory_rows = normals(layout.total() * D, 4, 1.0);
+        let memory = Tokens { rows: &memory_rows, layout: &layout };
+        // One by one over the edge of a tile, then in pieces; the second sequence pauses and ends before the first.
+        let mut sizes = vec![[1, 1]; 66];
+        sizes.extend([[5, 0], [0, 3], [60, 1], [9, 0]]);
+        for positions in [None, Some(Positions::Sinusoidal), Some(Positions::Rotary), Some(Positions::Alibi)]
+        {
+            for norm_first in [false, true] {
+                let stack = stack(positions, norm_first);
+                let own = AttentionCall { causal: true, ..AttentionCall::default() };
+                let call =
+                    DecoderCall { own, cross: AttentionCall::default(), hidden_states: false, dropout: None };
+                let whole =
+                    stack.forward(rows.concat(), &Layout::dense(lengths.to_vec()), memory, &call).unwrap();
+                let steps = in_steps(&stack, [&rows[0], &rows[1]], &sizes, memory);
+                assert_same_bits(&steps.concat(), &whole.rows);
+            }
+        }
+    }
+}
