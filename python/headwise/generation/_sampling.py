@@ -25,7 +25,7 @@ BLOCK = 64
 """Numbers that are drawn for a sequence at once: making them one by one costs more than the step."""
 
 PART = 64
-"""Tokens whose weights are summed as one: to cumulate a number costs three times what adding it up does."""
+"""Tokens whose weights are summed as one: sums are vectorised, cumulated sums wait for one another."""
 
 FIRST = 64
 """How many of the likeliest tokens the nucleus is looked for in at first; then 16 times as many."""
