@@ -59,12 +59,15 @@ from headwise._loop import progress
 from headwise._threads import num_threads
 
 if TYPE_CHECKING:
-    from headwise import init, losses, optim, testing, vjp
+    from headwise import generation, init, losses, optim, testing, vjp
     from headwise._cache import DecoderCache
     from headwise._gradcheck import gradcheck
+    from headwise._seq2seq import Seq2Seq
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
     from headwise._training_checkpoint import TrainingCheckpoint, load_checkpoint, save_checkpoint
+    from headwise._transformer import Transformer
+    from headwise.generation import Generated, generate
 
 __all__ = [
     "AttentionLink",
@@ -81,6 +84,7 @@ __all__ = [
     "EncoderLayer",
     "EncoderOutput",
     "FeedForward",
+    "Generated",
     "GradientError",
     "HeadwiseError",
     "InternalError",
@@ -90,11 +94,13 @@ __all__ = [
     "MultiHeadAttention",
     "Pullback",
     "RMSNorm",
+    "Seq2Seq",
     "Sequential",
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
     "TrainingCheckpoint",
+    "Transformer",
     "TruncationWarning",
     "UnsupportedModelError",
     "__version__",
@@ -102,6 +108,8 @@ __all__ = [
     "allowed_mask",
     "attention_varlen",
     "gelu",
+    "generate",
+    "generation",
     "get_num_threads",
     "gradcheck",
     "init",
@@ -129,12 +137,16 @@ __all__ = [
 ]
 
 
-_MODULES = frozenset({"init", "losses", "optim", "testing", "vjp"})
+_MODULES = frozenset({"generation", "init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
     "DecoderCache": "_cache",
+    "Generated": "generation",
+    "Seq2Seq": "_seq2seq",
     "Sequential": "_sequential",
     "TextEncoder": "_text_encoder",
     "TrainingCheckpoint": "_training_checkpoint",
+    "Transformer": "_transformer",
+    "generate": "generation",
     "gradcheck": "_gradcheck",
     "load_checkpoint": "_training_checkpoint",
     "save_checkpoint": "_training_checkpoint",

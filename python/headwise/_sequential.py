@@ -12,13 +12,11 @@ from typing import Any, TypeAlias, overload
 
 from numpy.typing import NDArray
 
-from headwise._errors import ArgumentTypeError, ArgumentValueError, HeadwiseError
-from headwise._steps import Batch, Layer, Rng, fits, key_of, key_of_place, keywords_of, refusal, step_of
+from headwise._errors import ArgumentTypeError, ArgumentValueError
+from headwise._parts import Parts, listed
+from headwise._steps import Batch, Layer, Rng, key_of, key_of_place, keywords_of, refusal, step_of
 
 _DType: TypeAlias = Any
-
-# What wrappers of a model put before every name, as the compiled layers know it.
-_PREFIXES = ("module.", "_orig_mod.", "bert.")
 
 
 class Sequential:
@@ -75,8 +73,7 @@ class Sequential:
             raise ArgumentValueError(msg)
         # What is called: the layers themselves, and what makes one of a function.
         self._steps = {name: step_of(name, layer) for name, layer in self._layers.items()}
-        # Names and shapes of each layer's parameters, once they were asked for: they never change.
-        self._shapes: dict[str, dict[str, tuple[int, ...]]] = {}
+        self._parts = Parts(self._steps)
 
     def __call__(self, x: Batch, *, training: bool = False, rng: Rng = None, **keywords: object) -> Batch:
         """Take an input through all layers.
@@ -180,11 +177,7 @@ class Sequential:
         dict of str to ndarray
             Fresh arrays, in the order of the layers.
         """
-        return {
-            f"{name}.{own}": array
-            for name, layer in self._steps.items()
-            for own, array in layer.state_dict().items()
-        }
+        return self._parts.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Load parameters by name, with or without wrappers' prefixes.
@@ -204,48 +197,7 @@ class Sequential:
         ValueError
             If a parameter has another shape, or names do not fit; then nothing changes.
         """
-        parts, unexpected = self._split(state)
-        if strict and unexpected:
-            msg = f"state: unexpected {', '.join(unexpected)}; strict=False loads what fits"
-            raise ArgumentValueError(msg)
-        # A state just like the layers' own cannot fail: nothing need be remembered. Training loads often.
-        sure = all(fits(parts[name], self._shapes_of(name)) for name in self._layers)
-        undo = []
-        for name, layer in self._steps.items():
-            if not sure:
-                undo.append((layer, layer.state_dict()))
-            try:
-                layer.load_state_dict(parts[name], strict)
-            except BaseException as error:
-                for earlier, before in undo:
-                    earlier.load_state_dict(before)
-                if isinstance(error, HeadwiseError):
-                    raise type(error)(f"layer {name!r}: {error}") from error
-                raise
-
-    def _split(self, state: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], list[str]]:
-        """Return each layer's part of a state, and the names that belong to none."""
-        parts: dict[str, dict[str, Any]] = {name: {} for name in self._layers}
-        unexpected = []
-        if not hasattr(state, "items"):
-            msg = f"state: expected a mapping of names to arrays, got {type(state).__name__}"
-            raise ArgumentTypeError(msg)
-        for full, array in state.items():
-            name, _, own = full.partition(".")
-            while name not in parts and full.startswith(_PREFIXES):
-                full = own
-                name, _, own = full.partition(".")
-            if name in parts and own:
-                parts[name][own] = array
-            else:
-                unexpected.append(full)
-        return parts, unexpected
-
-    def _shapes_of(self, name: str) -> dict[str, tuple[int, ...]]:
-        if name not in self._shapes:
-            state = self._steps[name].state_dict()
-            self._shapes[name] = {own: array.shape for own, array in state.items()}
-        return self._shapes[name]
+        self._parts.load_state_dict(state, strict)
 
     def to(self, dtype: _DType) -> Sequential:
         """Return the same layers in another dtype.
@@ -268,7 +220,7 @@ class Sequential:
     @property
     def num_parameters(self) -> int:
         """How many numbers the parameters have."""
-        return sum(layer.num_parameters for layer in self._steps.values())
+        return self._parts.num_parameters
 
     @property
     def dtype(self) -> str:
@@ -301,12 +253,7 @@ class Sequential:
         return list(self._layers.values())[operator.index(which)]
 
     def __repr__(self) -> str:
-        lines = [f"({name}): {_text(layer)}" for name, layer in self._layers.items()]
-        return "Sequential(\n" + "".join(f"  {line}\n" for part in lines for line in part.split("\n")) + ")"
-
-
-def _text(layer: Layer) -> str:
-    return repr(layer) if hasattr(layer, "state_dict") else str(layer.__name__)
+        return f"Sequential({listed(self._layers)})"
 
 
 class SequentialPullback:
