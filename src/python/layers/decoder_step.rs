@@ -87,6 +87,10 @@ pub fn step<'py, T: Float + Element>(
         ))
         .into());
     }
+    if cache.getattr(intern!(py, "_mark"))?.extract::<u64>()? != stack.mark() {
+        let text = "cache: expected one that new_cache made for the parameters that this decoder has now, got another";
+        return Err(Error::Value(text.into()).into());
+    }
     cache.call_method0(intern!(py, "_enter"))?;
     let made = step_alone(py, stack, x, cache, lengths, need_weights);
     cache.call_method0(intern!(py, "_leave"))?;
@@ -172,10 +176,6 @@ fn step_alone<'py, T: Float + Element>(
             rows: &memory_rows,
             key_mask: key_mask.as_deref(),
         });
-    }
-    if cache.getattr(intern!(py, "_mark"))?.extract::<u64>()? != stack.mark() {
-        let text = "cache: expected one that new_cache made for the parameters that this decoder has now, got another";
-        return Err(Error::Value(text.into()).into());
     }
     let rows = x.rows();
     let rows = &*rows;
