@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from headwise import generation, init, losses, optim, testing, vjp
     from headwise._cache import DecoderCache
     from headwise._gradcheck import gradcheck
+    from headwise._recurrent_seq2seq import RecurrentSeq2Seq
     from headwise._seq2seq import Seq2Seq
     from headwise._sequential import Sequential
     from headwise._text_encoder import TextEncoder
@@ -94,6 +95,7 @@ __all__ = [
     "MultiHeadAttention",
     "Pullback",
     "RMSNorm",
+    "RecurrentSeq2Seq",
     "Seq2Seq",
     "Sequential",
     "ShapeError",
@@ -139,6 +141,7 @@ __all__ = [
 
 _MODULES = frozenset({"generation", "init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
+    "RecurrentSeq2Seq": "_recurrent_seq2seq",
     "DecoderCache": "_cache",
     "Generated": "generation",
     "Seq2Seq": "_seq2seq",
