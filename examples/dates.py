@@ -1,6 +1,7 @@
 """Train a Seq2Seq to read dates as people write them, and draw which letters each digit was read from.
 
     python examples/dates.py [--seed 0] [--steps 1500] [--alignments dates.svg]
+    python examples/dates.py --model attention    # or every_step, first_state: recurrent decoders
 
 "3rd of March 2021", "mar 3 21" and "Wednesday 03.03.2021" all become "2021-03-03", letter by letter. The
 texts are made from the grammar below; the days of the test occur in training in no form. Drawing needs
@@ -17,6 +18,7 @@ import string
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +62,9 @@ START, END = 11, 12
 WIDTH = 64
 BATCH = 64
 TESTED = 1000
+MODELS = ("transformer", "attention", "first_state", "every_step")
+
+Model: TypeAlias = hw.Seq2Seq | hw.RecurrentSeq2Seq
 
 
 def parts(date: datetime.date) -> dict[str, str]:
@@ -126,25 +131,11 @@ def days(rng: np.random.Generator) -> tuple[list[datetime.date], list[datetime.d
     return [every[i] for i in order[:TESTED]], [every[i] for i in order[TESTED:]]
 
 
-def gradients(
-    model: hw.Seq2Seq, dates: list[datetime.date], rng: np.random.Generator
-) -> tuple[float, dict[str, NDArray[np.float32]]]:
-    """Return the loss of a batch of dates, each written in one form, and the gradients."""
-    sources = [ids_of(write(date, rng)) for date in dates]
-    targets = [digits_of(date) for date in dates]
-    # The model reads "start 2021-03-03" and is to say "2021-03-03 end", each letter one place before.
-    logits, pullback = model.vjp(sources, [np.append(START, ids) for ids in targets], training=True, rng=rng)
-    answers = np.concatenate([np.append(ids, END) for ids in targets])
-    loss, d_logits = hw.losses.cross_entropy(np.concatenate(logits), answers)
-    _, grads = pullback(np.split(d_logits, np.cumsum([len(part) for part in logits])[:-1]))
-    return loss, grads
-
-
-def train(seed: int, steps: int) -> tuple[hw.Seq2Seq, list[datetime.date], float]:
-    """Return a trained model, the days that it has not seen, and the seconds that training took."""
-    rng = np.random.default_rng(seed)
-    unseen, seen = days(rng)
-    model = hw.Seq2Seq(
+def make(kind: str, rng: np.random.Generator) -> Model:
+    """Return a model of a kind: a transformer, or recurrent layers with one of the three contexts."""
+    if kind != "transformer":
+        return hw.RecurrentSeq2Seq(len(LETTERS), END + 1, WIDTH, 2 * WIDTH, context=kind, rng=rng)
+    return hw.Seq2Seq(
         len(LETTERS),
         END + 1,
         WIDTH,
@@ -157,6 +148,27 @@ def train(seed: int, steps: int) -> tuple[hw.Seq2Seq, list[datetime.date], float
         activation="gelu",
         rng=rng,
     )
+
+
+def gradients(
+    model: Model, dates: list[datetime.date], rng: np.random.Generator
+) -> tuple[float, dict[str, NDArray[np.float32]]]:
+    """Return the loss of a batch of dates, each written in one form, and the gradients."""
+    sources = [ids_of(write(date, rng)) for date in dates]
+    targets = [digits_of(date) for date in dates]
+    # The model reads "start 2021-03-03" and is to say "2021-03-03 end", each letter one place before.
+    logits, pullback = model.vjp(sources, [np.append(START, ids) for ids in targets], training=True, rng=rng)
+    answers = np.concatenate([np.append(ids, END) for ids in targets])
+    loss, d_logits = hw.losses.cross_entropy(np.concatenate(logits), answers)
+    _, grads = pullback(np.split(d_logits, np.cumsum([len(part) for part in logits])[:-1]))
+    return loss, grads
+
+
+def train(kind: str, seed: int, steps: int) -> tuple[Model, list[datetime.date], float]:
+    """Return a trained model, the days that it has not seen, and the seconds that training took."""
+    rng = np.random.default_rng(seed)
+    unseen, seen = days(rng)
+    model = make(kind, rng)
     schedule = hw.optim.warmup_cosine(3e-3, warmup=steps // 10, total=steps)
     optimizer = hw.optim.AdamW(model, lr=schedule, weight_decay=0.01)
     start = time.perf_counter()
@@ -169,13 +181,13 @@ def train(seed: int, steps: int) -> tuple[hw.Seq2Seq, list[datetime.date], float
     return model, unseen, time.perf_counter() - start
 
 
-def translate(model: hw.Seq2Seq, texts: list[str]) -> list[str]:
+def translate(model: Model, texts: list[str]) -> list[str]:
     """Return what the model reads in texts."""
     found = model.generate([ids_of(text) for text in texts], start=START, end=END, max_length=12)
     return [read_back(tokens) for tokens in found.tokens]
 
 
-def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
+def draw(path: Path, model: Model, text: str) -> None:
     """Draw from which letters of a text each digit was read: the last layer's weights, mean over heads."""
     import matplotlib as mpl
 
@@ -199,11 +211,12 @@ def draw(path: Path, model: hw.Seq2Seq, text: str) -> None:
 def main() -> None:
     """Train, and say how many unseen dates are read without a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=MODELS, default="transformer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--alignments", type=Path, help="where to draw the alignments of one date")
     arguments = parser.parse_args()
-    model, unseen, seconds = train(arguments.seed, arguments.steps)
+    model, unseen, seconds = train(arguments.model, arguments.seed, arguments.steps)
     rng = np.random.default_rng(arguments.seed + 1)
     texts = [write(date, rng) for date in unseen]
     answers = translate(model, texts)
@@ -211,7 +224,7 @@ def main() -> None:
         print(f"{text:>36} -> {answer}")
     right = [answer == date.isoformat() for answer, date in zip(answers, unseen, strict=True)]
     print(
-        f"seed {arguments.seed}: {100 * np.mean(right):.1f} % of {len(right)} unseen dates, "
+        f"{arguments.model}, seed {arguments.seed}: {100 * np.mean(right):.1f} % of {len(right)} unseen dates, "
         f"{arguments.steps} steps of {BATCH} texts, {seconds:.0f} s"
     )
     if arguments.alignments:
