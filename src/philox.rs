@@ -30,6 +30,14 @@ pub fn keep(key: u64, index: u64, p: f64) -> bool {
     f64::from(word(key, index)) >= p * 4_294_967_296.0
 }
 
+/// A number from 0 to below 1, a multiple of 2^-53, for element `index` in the stream of `key`. The third word of the
+/// counter sets these apart from the draws of dropout.
+pub fn uniform(key: u64, index: u64) -> f64 {
+    let [low, high, ..] =
+        philox4x32([index as u32, (index >> 32) as u32, 1, 0], [key as u32, (key >> 32) as u32]);
+    (u64::from(high) << 21 | u64::from(low) >> 11) as f64 / 9_007_199_254_740_992.0
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,6 +67,16 @@ mod tests {
                 assert!((kept - mean).abs() <= 5.0 * deviation, "p {p}, key {key}: {kept} of {n}");
             }
         }
+    }
+
+    #[test]
+    fn uniforms_fill_the_unit_interval() {
+        let mut counts = [0_u32; 16];
+        for i in 0..160_000 {
+            counts[(16.0 * uniform(5, i)) as usize] += 1;
+        }
+        let deviation = (160_000.0_f64 / 16.0 * (15.0 / 16.0)).sqrt();
+        assert!(counts.iter().all(|&n| (f64::from(n) - 10_000.0).abs() <= 5.0 * deviation), "{counts:?}");
     }
 
     #[test]

@@ -62,6 +62,10 @@ if TYPE_CHECKING:
     from headwise import generation, init, losses, optim, testing, vjp
     from headwise._cache import DecoderCache
     from headwise._gradcheck import gradcheck
+    from headwise._pooling import attention
+    from headwise._pooling_layers import Additive, Bilinear
+    from headwise._pooling_local import PredictiveWindow
+    from headwise._pooling_weights import TopK
     from headwise._recurrent_seq2seq import RecurrentSeq2Seq
     from headwise._seq2seq import Seq2Seq
     from headwise._sequential import Sequential
@@ -71,9 +75,11 @@ if TYPE_CHECKING:
     from headwise.generation import Generated, generate
 
 __all__ = [
+    "Additive",
     "AttentionLink",
     "AttentionLinks",
     "AttentionMaps",
+    "Bilinear",
     "DTypeError",
     "Decoder",
     "DecoderCache",
@@ -93,6 +99,7 @@ __all__ = [
     "Linear",
     "ModelFormatError",
     "MultiHeadAttention",
+    "PredictiveWindow",
     "Pullback",
     "RMSNorm",
     "RecurrentSeq2Seq",
@@ -101,6 +108,7 @@ __all__ = [
     "ShapeError",
     "TextEncoder",
     "TokenizerError",
+    "TopK",
     "TrainingCheckpoint",
     "Transformer",
     "TruncationWarning",
@@ -108,6 +116,7 @@ __all__ = [
     "__version__",
     "alibi_slopes",
     "allowed_mask",
+    "attention",
     "attention_varlen",
     "gelu",
     "generate",
@@ -142,13 +151,18 @@ __all__ = [
 _MODULES = frozenset({"generation", "init", "losses", "optim", "testing", "vjp"})
 _NAMES = {
     "RecurrentSeq2Seq": "_recurrent_seq2seq",
+    "Additive": "_pooling_layers",
+    "Bilinear": "_pooling_layers",
     "DecoderCache": "_cache",
     "Generated": "generation",
+    "PredictiveWindow": "_pooling_local",
     "Seq2Seq": "_seq2seq",
     "Sequential": "_sequential",
     "TextEncoder": "_text_encoder",
+    "TopK": "_pooling_weights",
     "TrainingCheckpoint": "_training_checkpoint",
     "Transformer": "_transformer",
+    "attention": "_pooling",
     "generate": "generation",
     "gradcheck": "_gradcheck",
     "load_checkpoint": "_training_checkpoint",

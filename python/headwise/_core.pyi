@@ -264,6 +264,31 @@ def _squared_error(
 def _contrastive(
     queries: ArrayLike, documents: ArrayLike, *, temperature: float, symmetric: bool
 ) -> tuple[float, NDArray[Any], NDArray[Any]]: ...
+def _pooling_draw(p: NDArray[Any], keep: NDArray[np.bool_], rng: _Rng) -> NDArray[Any]: ...
+def _pooling_map(kind: Literal["tanh", "sigmoid", "exp"], x: NDArray[Any]) -> NDArray[Any]: ...
+def _pooling_scores(
+    kind: Literal["dot", "l2", "additive"],
+    query: NDArray[Any],
+    key: NDArray[Any],
+    v: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def _pooling_sums(
+    kind: Literal["other", "difference", "tanh", "slope"],
+    over: Literal["keys", "queries"],
+    a: NDArray[Any],
+    keep: NDArray[np.bool_],
+    others: NDArray[Any],
+    own: NDArray[Any] | None = None,
+    v: NDArray[Any] | None = None,
+) -> NDArray[Any]: ...
+def _pooling_unit(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def _pooling_unit_backward(unit: NDArray[Any], lengths: NDArray[Any], d: NDArray[Any]) -> NDArray[Any]: ...
+def _pooling_weights(
+    kind: str, scores: NDArray[Any], keep: NDArray[np.bool_], k: int = 0
+) -> NDArray[Any]: ...
+def _pooling_weights_backward(
+    kind: str, weights: NDArray[Any], keep: NDArray[np.bool_], d: NDArray[Any], k: int
+) -> NDArray[Any]: ...
 def _adam_step(
     parameter: NDArray[Any],
     gradient: ArrayLike,

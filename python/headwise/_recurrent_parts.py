@@ -94,8 +94,9 @@ class Attend:
         out, back = vjp.attention(query[:, None], wide, wide, key_lengths=lengths, **self._options)
 
         def pullback(d_out: Array) -> tuple[tuple[Array, Array], dict[str, Array]]:
-            (d_query, d_key, d_value), grads = back(np.ascontiguousarray(d_out[:, None]))
-            return (d_query[:, 0], (d_key + d_value)[:, 0]), grads.get("score", {})
+            d_query, d_key, d_value, *named = back(np.ascontiguousarray(d_out[:, None]))
+            grads = {name.removeprefix("score."): grad for of in named for name, grad in of.items()}
+            return (d_query[:, 0], (d_key + d_value)[:, 0]), grads
 
         return out[:, 0], pullback
 

@@ -10,15 +10,18 @@ Gradients have the shapes of their arrays and the dtype of the result; what is c
 or bfloat16 is rounded once. Their bits depend neither on threads nor on the instruction set.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headwise import _core
+from headwise import _core, _pooling
 from headwise._core import Pullback
+from headwise._pooling_arrays import Masks
 
 __all__ = [
+    "attention",
     "attention_varlen",
     "gelu",
     "layer_norm",
@@ -30,6 +33,124 @@ __all__ = [
     "silu",
     "softmax",
 ]
+
+
+def attention(
+    query: ArrayLike,
+    key: ArrayLike,
+    value: ArrayLike,
+    *,
+    score: _pooling.Scoring = "scaled_dot",
+    normalize: _pooling.Normalizing = "softmax",
+    attn_mask: ArrayLike | None = None,
+    key_mask: ArrayLike | None = None,
+    key_lengths: ArrayLike | None = None,
+    is_causal: bool = False,
+    causal_offset: SupportsIndex | ArrayLike | Literal["bottom_right"] = 0,
+    window: tuple[SupportsIndex | None, SupportsIndex | None] | list[SupportsIndex | None] | None = None,
+    softcap: float | None = None,
+    scale: float | None = None,
+    local: _pooling.Local = None,
+    rng: SupportsIndex | np.random.Generator | None = None,
+    mask_grad: bool = False,
+) -> tuple[NDArray[Any], Callable[[Any], tuple[Any, ...]]]:
+    """Return `headwise.attention` and its pullback.
+
+    What is in blocked keys, values and queries never shows in a gradient, not even NaN. The greatest score of
+    "hard" is a step: without `rng` the value has a gradient, query and key have the gradient 0. With `rng` a
+    key a_i was drawn for each query i, and the pullback estimates the gradient of the expected loss by the
+    score function [1]_: d_scores = A_i (1(j = a_i) - p_ij), p the softmax of the scores and A_i the
+    advantage, what the draw has cost. Called with `d_out` alone, the pullback takes ``A_i = d_out_i .
+    out_i``, the part of the loss that is linear in the result. Called with ``(d_out, advantage)``, it takes
+    the numbers (B, H, L) that it is given: the loss of each draw, less a baseline, which changes no
+    expectation and makes the estimate less noisy. The gradient of the value is that of the value that was
+    drawn, in either case.
+
+    Parameters
+    ----------
+    query : array_like
+        (B, H, L, E), with any number of batch axes B; (H, L, E), or (L, E) for one head.
+    key : array_like
+        (B, Hk, S, E), H a multiple of Hk; batch axes broadcast.
+    value : array_like
+        (B, Hk, S, Ev).
+    score : {"scaled_dot", "dot", "cosine", "l2"}, Bilinear, Additive or callable, default "scaled_dot"
+        As for `headwise.attention`. A callable needs ``score.vjp(query, key) -> (scores, pullback)``, whose
+        pullback turns the gradient of the scores into (d_query, d_key) or ((d_query, d_key), grads).
+    normalize : {"softmax", "hard", "sparsemax", "sigmoid"} or TopK, default "softmax"
+        As for `headwise.attention`.
+    attn_mask : array_like, optional
+        Rank 1 to n, broadcast to (B, H, L, S). Boolean: True may be attended. Floating: added to the scaled
+        and capped scores; exactly ``-inf`` blocks.
+    key_mask : array_like, optional
+        (B, S), boolean or 0 and 1: True may be attended.
+    key_lengths : array_like of int, optional
+        (B,): keys from this place on are blocked.
+    is_causal : bool, default False
+        Whether key j is allowed only for j <= i + `causal_offset`.
+    causal_offset : int, array_like of int or "bottom_right", default 0
+        The place of query 0 for causality and windows, one or (B,).
+    window : tuple of (int or None, int or None), optional
+        Keys allowed to the left and to the right of a query's place, causal or not; None is open.
+    softcap : float, optional
+        Cap c > 0: scores become c * tanh(score / c), before masks.
+    scale : float, optional
+        Factor of the scores. If absent 1 / sqrt(E) for "scaled_dot", 1 / 2 for "l2", else 1.
+    local : tuple of ("m", int) or PredictiveWindow, optional
+        As for `headwise.attention`.
+    rng : None, int or numpy.random.Generator, optional
+        With `normalize` "hard", draws the keys.
+    mask_grad : bool, default False
+        Whether the pullback returns the gradient of a floating `attn_mask`, too.
+
+    Returns
+    -------
+    out : ndarray
+        (B, H, L, Ev).
+    pullback : callable
+        Returns ``(d_query, d_key, d_value)``, with `mask_grad` ``d_attn_mask``, and, if score or local has
+        parameters, a dict of their gradients under the names of their `state_dict`: ``"score.weight"``,
+        ``"local.v.weight"``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit (`ShapeError`), a name is unknown or a number is out of its range.
+    TypeError
+        If an argument is of the wrong kind or dtype (`DTypeError`), a callable has no `vjp`, or `mask_grad`
+        is given without a floating mask.
+
+    See Also
+    --------
+    headwise.attention : The function alone.
+
+    References
+    ----------
+    .. [1] K. Xu et al., "Show, Attend and Tell", 2015. https://arxiv.org/abs/1502.03044
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import headwise as hw
+    >>> query, key = np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> out, pullback = hw.vjp.attention(query, key, np.eye(2), normalize="sparsemax", scale=0.5)
+    >>> out
+    array([[0.75, 0.25]])
+    >>> d_query, d_key, d_value = pullback([[1.0, 0.0]])
+    >>> d_query
+    array([[ 0.25, -0.25]])
+
+    Parameters of a score have their gradients in a dict:
+
+    >>> score = hw.Bilinear(2, 2, dtype="float64", rng=0)
+    >>> out, pullback = hw.vjp.attention(query, key, np.eye(2), score=score)
+    >>> *_, grads = pullback([[1.0, 0.0]])
+    >>> list(grads)
+    ['score.weight']
+    """
+    masks = Masks(attn_mask, key_mask, key_lengths, is_causal, causal_offset, window)
+    call = _pooling.Call(score, normalize, masks, softcap, scale, local, rng)
+    return _pooling.vjp(query, key, value, call, mask_grad)
 
 
 def attention_varlen(

@@ -14,6 +14,7 @@ pub mod linear;
 pub mod linear_backward;
 pub mod masks;
 pub mod norm;
+pub mod pooling;
 pub mod positions;
 pub mod project;
 pub mod project_backward;

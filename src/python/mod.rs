@@ -55,6 +55,11 @@ mod _core {
     #[pymodule_export]
     use super::functions::linear::linear;
     #[pymodule_export]
+    use super::functions::pooling::{
+        _pooling_draw, _pooling_map, _pooling_scores, _pooling_sums, _pooling_unit, _pooling_unit_backward,
+        _pooling_weights, _pooling_weights_backward,
+    };
+    #[pymodule_export]
     use super::functions::positions::{
         alibi_slopes, relative_position_buckets, rotary_embedding, sinusoidal_positions,
     };

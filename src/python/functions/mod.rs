@@ -4,6 +4,7 @@ pub mod activation;
 pub mod allowed_mask;
 pub mod attention;
 pub mod linear;
+pub mod pooling;
 pub mod positions;
 pub mod rows;
 pub mod vjp;
