@@ -17,6 +17,7 @@ pub mod norm_backward;
 pub mod pack;
 pub mod pack_columns;
 pub mod peak;
+pub mod recurrent;
 pub mod rope;
 pub(crate) mod rows;
 pub mod softmax;
