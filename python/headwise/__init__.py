@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 from headwise._attention_links import AttentionLink, AttentionLinks
 from headwise._attention_maps import AttentionMaps
 from headwise._core import (
+    GRU,
+    LSTM,
+    RNN,
     Decoder,
     DecoderLayer,
     Embedding,
@@ -75,6 +78,9 @@ if TYPE_CHECKING:
     from headwise.generation import Generated, generate
 
 __all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
     "Additive",
     "AttentionLink",
     "AttentionLinks",

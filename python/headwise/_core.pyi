@@ -492,6 +492,222 @@ class FeedForward:
     def __reduce__(self) -> tuple[Callable[..., FeedForward], tuple[Any, ...]]: ...
 
 @final
+class RNN:
+    def __new__(
+        cls,
+        input_size: SupportsIndex,
+        hidden_size: SupportsIndex,
+        num_layers: SupportsIndex = 1,
+        *,
+        nonlinearity: Literal["tanh", "relu"] = "tanh",
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def vjp(
+        self,
+        x: list[NDArray[Any]],
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[list[NDArray[Any]], NDArray[Any]], Pullback]: ...
+    @overload
+    def vjp(
+        self,
+        x: ArrayLike,
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[NDArray[Any], NDArray[Any]], Pullback]: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def nonlinearity(self) -> Literal["tanh", "relu"]: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., RNN], tuple[Any, ...]]: ...
+
+@final
+class LSTM:
+    def __new__(
+        cls,
+        input_size: SupportsIndex,
+        hidden_size: SupportsIndex,
+        num_layers: SupportsIndex = 1,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        state: tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]]: ...
+    @overload
+    def vjp(
+        self,
+        x: list[NDArray[Any]],
+        state: tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[list[NDArray[Any]], tuple[NDArray[Any], NDArray[Any]]], Pullback]: ...
+    @overload
+    def vjp(
+        self,
+        x: ArrayLike,
+        state: tuple[ArrayLike, ArrayLike] | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[NDArray[Any], tuple[NDArray[Any], NDArray[Any]]], Pullback]: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., LSTM], tuple[Any, ...]]: ...
+
+@final
+class GRU:
+    def __new__(
+        cls,
+        input_size: SupportsIndex,
+        hidden_size: SupportsIndex,
+        num_layers: SupportsIndex = 1,
+        *,
+        bias: bool = True,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        dtype: _LayerDType = "float32",
+        rng: _Rng = None,
+    ) -> Self: ...
+    @overload
+    def __call__(
+        self,
+        x: list[NDArray[Any]],
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[list[NDArray[Any]], NDArray[Any]]: ...
+    @overload
+    def __call__(
+        self,
+        x: ArrayLike,
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]: ...
+    @overload
+    def vjp(
+        self,
+        x: list[NDArray[Any]],
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[list[NDArray[Any]], NDArray[Any]], Pullback]: ...
+    @overload
+    def vjp(
+        self,
+        x: ArrayLike,
+        state: ArrayLike | None = None,
+        *,
+        lengths: ArrayLike | None = None,
+        training: bool = False,
+        rng: _Rng = None,
+    ) -> tuple[tuple[NDArray[Any], NDArray[Any]], Pullback]: ...
+    @property
+    def input_size(self) -> int: ...
+    @property
+    def hidden_size(self) -> int: ...
+    @property
+    def num_layers(self) -> int: ...
+    @property
+    def bidirectional(self) -> bool: ...
+    def state_dict(self) -> dict[str, NDArray[Any]]: ...
+    def load_state_dict(self, state: Mapping[str, ArrayLike], strict: bool = True) -> None: ...
+    def to(self, dtype: _LayerDType) -> Self: ...
+    @property
+    def num_parameters(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["float32", "float64"]: ...
+    def __reduce__(self) -> tuple[Callable[..., GRU], tuple[Any, ...]]: ...
+
+@final
 class MultiHeadAttention:
     def __new__(
         cls,

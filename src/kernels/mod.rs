@@ -18,6 +18,7 @@ pub mod pack;
 pub mod pack_columns;
 pub mod peak;
 pub mod pooling;
+pub mod recurrent;
 pub mod rope;
 pub(crate) mod rows;
 pub mod softmax;

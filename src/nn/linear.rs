@@ -82,6 +82,11 @@ impl<T: Float> Linear<T> {
         })
     }
 
+    /// The map itself, for who takes it row by row.
+    pub(super) fn packed(&self) -> &PackedLinear<T> {
+        &self.0
+    }
+
     /// The weights as products read them, for [`After::next`].
     pub fn panels(&self) -> &[T] {
         self.0.panels()

@@ -16,6 +16,7 @@ pub mod init;
 pub mod linear;
 pub mod norm;
 pub mod random;
+pub mod recurrent;
 pub mod residual;
 pub mod state;
 pub mod tokens;

@@ -29,10 +29,10 @@ const READ_NUMBERS: usize = 1 << 16;
 
 /// Weights (N, K) of a product, packed for the instruction set in use, and their bias (N).
 pub struct PackedLinear<T> {
-    data: Aligned<T>,
-    bias: Option<Vec<T>>,
-    n: usize,
-    k: usize,
+    pub(super) data: Aligned<T>,
+    pub(super) bias: Option<Vec<T>>,
+    pub(super) n: usize,
+    pub(super) k: usize,
     pub(super) isa: Isa,
 }
 
@@ -177,6 +177,36 @@ impl<T: Float> PackedLinear<T> {
             return parallel(1, |_| (0..row_tasks).for_each(|r| task(r, 0)));
         }
         parallel(row_tasks * column_tasks, |i| task(i / column_tasks, i % column_tasks))
+    }
+
+    /// `m` rows `x` (m, K) times the weights into `out` (m, N), without the bias, all of it on this thread; or `onto` what is
+    /// there. For products too small to be cut, one after the other.
+    pub(super) fn rows_here(&self, x: &[T], m: usize, out: &mut [T], onto: bool) {
+        let (n, k) = (self.n, self.k);
+        assert!(x.len() >= m * k && out.len() >= m * n, "rows of a product");
+        if m == 0 || n == 0 {
+            return;
+        }
+        let RegisterTile { lanes, nv, .. } = T::dispatch(self.isa, TileOf);
+        let out = OutRows::new(out);
+        for first_row in (0..m).step_by(TASK_ROWS) {
+            let product = Product {
+                x: &x[first_row * k..],
+                ldx: k,
+                m: TASK_ROWS.min(m - first_row),
+                weights: Panels { data: &self.data, n, k },
+                panels: 0..n.div_ceil(lanes * nv),
+                ldo: n,
+                first_row,
+                first_column: 0,
+                out,
+                then: &[],
+                next: &self.data,
+                onto,
+                epilogue: Epilogue { bias: None, activation: Activation::Identity, residual: None },
+            };
+            T::dispatch(self.isa, product);
+        }
     }
 
     /// Packs weights (N, K) that `rows` writes where it is told to, some whole rows at a time and from several threads,

@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::aligned::with_scratch;
+use super::aligned::{Aligned, with_scratch};
 use super::linear::{PackedLinear, RegisterTile, TASK_ROWS, TASK_WORK, TileOf, WORTH_A_THREAD, by_panels};
 use super::reused::Reused;
 use super::try_parallel;
@@ -21,7 +21,7 @@ use crate::kernels::gemm::{Epilogue, K_BLOCK, OutRows, Product};
 use crate::kernels::pack::{Panels, packed_len};
 use crate::kernels::pack_columns::{PackColumns, Transpose, TurnPanels};
 use crate::simd::{Float, active};
-use crate::threads::{checkpoint, team_size};
+use crate::threads::{checkpoint, parallel, team_size};
 
 /// Rows of x and dy that are taken at a time: enough that the sums so far are seldom read again, few enough that
 /// [`TASK_ROWS`] columns of dy stay in the second-level cache.
@@ -56,6 +56,33 @@ impl<T: Float> PackedLinear<T> {
         // What a panel is turned from lies in pieces, one in each of the forward panels: nothing to ask for at once.
         debug_assert_eq!(panels.len(), packed_len(n, k, lanes));
         by_panels(self.isa, dy, m, (k, n), pack, |_| &[][..], Epilogue { residual, ..nothing() }, dx)
+    }
+
+    /// The weights (K, N) of the product dy · w, packed, for a caller that takes it often: its results are those of
+    /// [`Self::backward_input`], bit for bit.
+    ///
+    /// # Errors
+    /// `Memory`, `Interrupted`, `Internal`.
+    pub fn turned(&self) -> Result<Self> {
+        let (n, k) = (self.n, self.k);
+        let RegisterTile { lanes, nv, .. } = T::dispatch(self.isa, TileOf);
+        let mut data = Aligned::zeros(packed_len(k, n, lanes))?;
+        let shared = OutRows::new(&mut data[..]);
+        let whole = lanes * nv;
+        let panel = |panel: usize| {
+            let first = panel * whole;
+            let columns = whole.min(k - first);
+            // SAFETY: each task packs its own panel.
+            let out = unsafe { shared.slice(first * n, packed_len(columns, n, lanes)) };
+            T::dispatch(self.isa, TurnPanels { panels: self.panels(), n, k, first, columns, out, nv });
+        };
+        let panels = k.div_ceil(whole);
+        if n * k < WORTH_A_THREAD {
+            parallel(1, |_| (0..panels).for_each(panel))?;
+        } else {
+            parallel(panels, panel)?;
+        }
+        Ok(Self { data, bias: None, n: k, k: n, isa: self.isa })
     }
 }
 
@@ -238,6 +265,13 @@ mod tests {
                     let mut once = vec![T::NAN; m * k];
                     input_gradient_once(&dy, m, (&w, n, k), &mut once).unwrap();
                     assert_same_bits(&once, &dx);
+                    // On one thread, from nothing and onto zeros, which begin the same sums.
+                    let again = packed.turned().unwrap();
+                    for onto in [false, true] {
+                        let mut here = vec![if onto { T::ZERO } else { T::NAN }; m * k];
+                        again.rows_here(&dy, m, &mut here, onto);
+                        assert_same_bits(&here, &dx);
+                    }
                 }
             }
             let mut dw = vec![T::NAN; n * k];

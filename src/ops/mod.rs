@@ -18,6 +18,7 @@ pub mod pooling;
 pub mod positions;
 pub mod project;
 pub mod project_backward;
+pub mod recurrent;
 pub mod reused;
 pub mod rotary;
 pub(crate) mod rows;

@@ -96,6 +96,8 @@ mod _core {
     #[pymodule_export]
     use super::layers::multi_head_attention::PyMultiHeadAttention;
     #[pymodule_export]
+    use super::layers::recurrent::{PyGru, PyLstm, PyRnn};
+    #[pymodule_export]
     use super::layers::rms_norm::PyRMSNorm;
     #[pymodule_export]
     use super::packed::PyPackedLinear;
@@ -134,7 +136,9 @@ mod _core {
         // A slot like `__call__` has neither a signature nor a docstring; an ordinary method under that name has both.
         let small = ["Linear", "Embedding", "LayerNorm", "RMSNorm", "FeedForward"];
         let stacks = ["EncoderLayer", "Encoder", "DecoderLayer", "Decoder"];
-        for layer in ["MultiHeadAttention", "Pullback"].into_iter().chain(stacks).chain(small) {
+        let recurrent = ["GRU", "LSTM", "RNN"];
+        let others = ["MultiHeadAttention", "Pullback"];
+        for layer in others.into_iter().chain(stacks).chain(recurrent).chain(small) {
             let layer = module.getattr(layer)?;
             layer.setattr("__call__", layer.getattr("_call")?)?;
             layer.delattr("_call")?;

@@ -11,6 +11,7 @@ pub mod embedding;
 pub mod feed_forward;
 pub mod layer_norm;
 pub mod linear;
+pub mod recurrent;
 pub mod rms_norm;
 
 pub mod attention_call;
