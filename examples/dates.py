@@ -18,7 +18,7 @@ import string
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +62,11 @@ START, END = 11, 12
 WIDTH = 64
 BATCH = 64
 TESTED = 1000
-MODELS = ("transformer", "attention", "first_state", "every_step")
+CONTEXTS: tuple[Literal["attention", "first_state", "every_step"], ...] = (
+    "attention",
+    "first_state",
+    "every_step",
+)
 
 Model: TypeAlias = hw.Seq2Seq | hw.RecurrentSeq2Seq
 
@@ -133,8 +137,9 @@ def days(rng: np.random.Generator) -> tuple[list[datetime.date], list[datetime.d
 
 def make(kind: str, rng: np.random.Generator) -> Model:
     """Return a model of a kind: a transformer, or recurrent layers with one of the three contexts."""
-    if kind != "transformer":
-        return hw.RecurrentSeq2Seq(len(LETTERS), END + 1, WIDTH, 2 * WIDTH, context=kind, rng=rng)
+    for context in CONTEXTS:
+        if kind == context:
+            return hw.RecurrentSeq2Seq(len(LETTERS), END + 1, WIDTH, 2 * WIDTH, context=context, rng=rng)
     return hw.Seq2Seq(
         len(LETTERS),
         END + 1,
@@ -211,7 +216,7 @@ def draw(path: Path, model: Model, text: str) -> None:
 def main() -> None:
     """Train, and say how many unseen dates are read without a mistake."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", choices=MODELS, default="transformer")
+    parser.add_argument("--model", choices=("transformer", *CONTEXTS), default="transformer")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--alignments", type=Path, help="where to draw the alignments of one date")
@@ -224,8 +229,8 @@ def main() -> None:
         print(f"{text:>36} -> {answer}")
     right = [answer == date.isoformat() for answer, date in zip(answers, unseen, strict=True)]
     print(
-        f"{arguments.model}, seed {arguments.seed}: {100 * np.mean(right):.1f} % of {len(right)} unseen dates, "
-        f"{arguments.steps} steps of {BATCH} texts, {seconds:.0f} s"
+        f"{arguments.model}, seed {arguments.seed}: {100 * np.mean(right):.1f} % of {len(right)} unseen "
+        f"dates, {arguments.steps} steps of {BATCH} texts, {seconds:.0f} s"
     )
     if arguments.alignments:
         draw(arguments.alignments, model, max(texts, key=len))

@@ -60,7 +60,8 @@ def twin(state, context, cell, source, target, score):
     logits = []
     for token in target:
         y = state["target_embedding.weight"][token]
-        s, c = step(state, cell, "decoder.", np.concatenate([y, summary]) if context == "every_step" else y, s, c)
+        y = np.concatenate([y, summary]) if context == "every_step" else y
+        s, c = step(state, cell, "decoder.", y, s, c)
         read = s
         if context == "every_step":
             read = np.concatenate([s, summary])
@@ -86,7 +87,9 @@ def test_formulas(rng, context, cell):
     )
 
 
-@pytest.mark.parametrize("options", [{"score": "additive"}, {"score": "dot", "bidirectional": False}, {"num_layers": 2}])
+@pytest.mark.parametrize(
+    "options", [{"score": "additive"}, {"score": "dot", "bidirectional": False}, {"num_layers": 2}]
+)
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_form_of_a_batch_has_the_same_bits(rng, cell, options):
     for context in CONTEXTS if "num_layers" in options else ["attention"]:
@@ -96,8 +99,9 @@ def test_every_form_of_a_batch_has_the_same_bits(rng, cell, options):
         logits, pullback = whole.vjp(sources, targets)
         _, grads = pullback(d_logits)
         assert list(grads) == list(whole.state_dict())
-        for source, target, want, again in zip(sources, targets, logits, whole(sources, targets), strict=True):
-            assert_same_bits(again, want)
+        again = whole(sources, targets)
+        for source, target, want, same in zip(sources, targets, logits, again, strict=True):
+            assert_same_bits(same, want)
             assert_same_bits(whole(source, target), want)
         (source, of_source), (target, of_target) = pad(sources, -1, True), pad(targets, 99, True)
         out, back = whole.vjp(source, target, source_key_mask=of_source, target_key_mask=of_target)
@@ -213,7 +217,8 @@ def test_state_copies_and_dtypes(rng, context):
     want = whole(source, target)
     for other in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
         assert_same_bits(other(source, target), want)
-        assert other.num_parameters == whole.num_parameters == sum(a.size for a in whole.state_dict().values())
+        assert other.num_parameters == whole.num_parameters
+        assert whole.num_parameters == sum(array.size for array in whole.state_dict().values())
     wide = whole.to("float64")
     assert (wide.dtype, wide.context) == ("float64", context)
     np.testing.assert_allclose(wide(source, target), want, rtol=0, atol=1e-5)
@@ -233,11 +238,11 @@ def test_errors_name_the_argument(rng):
         with pytest.raises(ValueError, match=f"^{text}:"):
             model(**options)
     whole = model("first_state")
-    with pytest.raises(ValueError, match="^need_weights:"):
+    with pytest.raises(ValueError, match=r"^need_weights:"):
         whole.next([1], whole.begin([np.array([1, 2])]), need_weights=True)
-    with pytest.raises(TypeError, match="^state:"):
+    with pytest.raises(TypeError, match=r"^state:"):
         whole.next([1], None)
-    with pytest.raises(ValueError, match="^tokens:"):
+    with pytest.raises(ValueError, match=r"^tokens:"):
         whole.next([1, 2], whole.begin([np.array([1, 2])]))
     with pytest.raises(ValueError, match=r"^source_ids\[0\]\[1\]: .*11"):
         whole([np.array([1, 11])], [np.array([1])])

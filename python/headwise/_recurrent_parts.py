@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from headwise import _core
 from headwise._steps import Layer
 from headwise._token_batch import joined
 
@@ -37,7 +36,7 @@ SCORES: dict[str, Callable[[int, int, int, Any, int], Layer] | None] = {
     "dot": None,
     "scaled_dot": None,
 }
-"""What makes the layer of each score that has parameters, from (query width, key width, hidden width, dtype, key)."""
+"""What makes a score's layer from the widths of query, key and hidden rows, dtype and key; None has none."""
 
 
 class Calls:
@@ -87,7 +86,7 @@ class Attend:
         return out[:, 0]
 
     def vjp(self, query: Array, memory: Array, lengths: Array) -> tuple[Array, Layer]:
-        """Return the contexts, and the pullback: gradients of queries and memories, and of the score's parameters."""
+        """Return the contexts, and a pullback to queries, memories and the score's parameters."""
         from headwise import vjp
 
         wide = memory[:, None]
@@ -101,7 +100,7 @@ class Attend:
         return out[:, 0], pullback
 
     def over(self, query: Array, memory: Array, key_mask: Array) -> tuple[Array, Array]:
-        """Return the contexts (N, 1, L, C) and the weights (N, 1, L, S) over the states that a mask names."""
+        """Return contexts (N, 1, L, C) and weights (N, 1, L, S) over the states that a mask names."""
         from headwise import attention
 
         wide = memory[:, None]
@@ -113,7 +112,7 @@ class Attend:
 
 
 class RecurrentState:
-    """Sequences that a `RecurrentSeq2Seq` generates: the state of its cells, and what it knows of the sources.
+    """Sequences that a `RecurrentSeq2Seq` generates: the state of its cells, and what it has read.
 
     Parameters
     ----------
@@ -141,8 +140,10 @@ class RecurrentState:
         indices : array_like
             (N,) places of sequences.
         """
-        take = lambda h: np.ascontiguousarray(h[:, indices])  # noqa: E731
-        self.cell = tuple(map(take, self.cell)) if isinstance(self.cell, tuple) else take(self.cell)
+        if isinstance(self.cell, tuple):
+            self.cell = tuple(np.ascontiguousarray(part[:, indices]) for part in self.cell)
+        else:
+            self.cell = np.ascontiguousarray(self.cell[:, indices])
         self.summary, self.memory = self.summary[indices], self.memory[indices]
         self.key_mask = self.key_mask[indices]
 

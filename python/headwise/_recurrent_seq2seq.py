@@ -1,12 +1,12 @@
-"""`RecurrentSeq2Seq`: a recurrent encoder and decoder, and three ways for the one to tell the other what it has read.
+"""`RecurrentSeq2Seq`: a recurrent encoder and decoder, and three ways to tell the one what the other read.
 
 ::
 
     h_1..h_S = encoder(x_1..x_S),   c = [last forward state; last backward state],   s_0 = tanh(W_b c + b_b)
-    every_step    s_t = cell(s_t-1, [y_t; c])     r_t = tanh(W_r [s_t; c] + b_r)        (Cho et al. 2014)
-    first_state   s_t = cell(s_t-1, y_t)          r_t = tanh(W_r s_t + b_r)             (Sutskever et al. 2014)
-    attention     s_t = cell(s_t-1, y_t)          c_t = attention(s_t, h, h)
-                                                  r_t = tanh(W_r [s_t; c_t] + b_r)      (Luong et al. 2015)
+    every_step    s_t = cell(s_t-1, [y_t; c])   r_t = tanh(W_r [s_t; c] + b_r)        (Cho et al. 2014)
+    first_state   s_t = cell(s_t-1, y_t)        r_t = tanh(W_r s_t + b_r)             (Sutskever et al. 2014)
+    attention     s_t = cell(s_t-1, y_t)        c_t = attention(s_t, h, h)
+                                                r_t = tanh(W_r [s_t; c_t] + b_r)      (Luong et al. 2015)
     logits_t = W_o r_t + b_o
 """
 
@@ -56,9 +56,9 @@ class RecurrentSeq2Seq:
         The recurrent layers: `GRU`, `LSTM` or `RNN`.
     context : {"attention", "first_state", "every_step"}, default "attention"
         What the decoder knows of the source: the encoder's last state as an input of every step (Cho et al.,
-        2014 [1]_), the same as its first state alone (Sutskever et al., 2014 [2]_), or, computed anew at every
-        step, attention from its own state over all states of the encoder (Bahdanau et al., 2015 [3]_; in the
-        form of Luong et al., 2015 [4]_, which reads it after the step).
+        2014 [1]_), the same as its first state alone (Sutskever et al., 2014 [2]_), or, computed anew at
+        every step, attention from its own state over all states of the encoder (Bahdanau et al., 2015 [3]_;
+        in the form of Luong et al., 2015 [4]_, which reads it after the step).
     score : {"bilinear", "additive", "dot", "scaled_dot"}, default "bilinear"
         How attention compares states; the products need 2 H = H, that is ``bidirectional=False``.
     normalize : str or TopK, default "softmax"
@@ -156,8 +156,9 @@ class RecurrentSeq2Seq:
             "readout": _core.Linear(hidden_size + extra, hidden_size, dtype=dtype, rng=next(keys)),
             "output_projection": _core.Linear(hidden_size, num_target_tokens, dtype=dtype, rng=next(keys)),
         }
-        if context == "attention" and SCORES[score] is not None:
-            layers["score"] = SCORES[score](hidden_size, of_memory, hidden_size, dtype, next(keys))
+        make_score = SCORES[score]
+        if context == "attention" and make_score is not None:
+            layers["score"] = make_score(hidden_size, of_memory, hidden_size, dtype, next(keys))
         self._set(layers, (cell, context, score, normalize))
 
     def _set(self, layers: dict[str, Layer], how: tuple[Any, ...]) -> RecurrentSeq2Seq:
@@ -257,18 +258,17 @@ class RecurrentSeq2Seq:
     ) -> tuple[Array, dict[str, Array]]:
         """Return the logits of the target's tokens (T, V), and what the way back needs."""
         layers, key = self._layers, key_of(rng) if training else 0
-        of_place = lambda place: {"training": training, "rng": key_of_place(key, place)}  # noqa: E731
+        of_encoder, of_decoder = ({"training": training, "rng": key_of_place(key, place)} for place in (0, 1))
         x = call("source_embedding", layers["source_embedding"], source.ids)
-        memory, last = call("encoder", layers["encoder"], source.ragged(x), **of_place(0))
+        memory, last = call("encoder", layers["encoder"], source.ragged(x), **of_encoder)
         summary = self._summary(last)
         first = _core._pooling_map("tanh", call("bridge", layers["bridge"], summary))
         y = call("target_embedding", layers["target_embedding"], target.ids)
         repeated = np.repeat(summary, target.lengths, axis=0)
         if self._context == "every_step":
             y = np.concatenate([y, repeated], axis=1)
-        states, _ = call(
-            "decoder", layers["decoder"], target.ragged(y), self._first_state(first), **of_place(1)
-        )
+        begin = self._first_state(first)
+        states, _ = call("decoder", layers["decoder"], target.ragged(y), begin, **of_decoder)
         read = joined(states, self.hidden_size, self.dtype)
         if self._context == "every_step":
             read = np.concatenate([read, repeated], axis=1)
@@ -338,7 +338,11 @@ class RecurrentSeq2Seq:
         return RecurrentState(self._first_state(first), summary, rows, source.mask)
 
     def next(
-        self, tokens: ArrayLike, state: RecurrentState, *, need_weights: bool = False
+        self,
+        tokens: ArrayLike,
+        state: Any,  # noqa: ANN401 - a RecurrentState, checked
+        *,
+        need_weights: bool = False,
     ) -> tuple[Array, Array | None]:
         """Take one more token of each target, and return the scores of the next.
 
