@@ -87,7 +87,7 @@ def test_training_with_an_optimizer():
         out, pullback = hw.vjp.attention((key @ basis).astype(np.float32), key, value, score=score)
         loss, d_out = hw.losses.mean_squared_error(out, value)
         losses.append(loss)
-        *_, grads = pullback(d_out)
+        _, grads = pullback(d_out)
         optimizer.step({name.removeprefix("score."): grad for name, grad in grads.items()})
     assert np.mean(losses[-5:]) < 0.3 * np.mean(losses[:5])
 
@@ -178,6 +178,15 @@ def test_shapes_that_do_not_fit():
     out, pullback = hw.vjp.attention(q, k, v, score="l2")
     with pytest.raises(hw.ShapeError, match=r"d_out: expected \(2, 2, 4, 3\), the shape of the result, got"):
         pullback(out[0])
+
+
+def test_torchs_masks_of_the_opposite_polarity():
+    q, k, v = arrays()
+    for function in (hw.attention, hw.vjp.attention):
+        with pytest.raises(TypeError, match="pass key_mask=~key_padding_mask, True where a key may be"):
+            function(q, k, v, key_padding_mask=np.zeros((2, 7), bool))
+        with pytest.raises(TypeError, match="unexpected keyword argument 'mask'"):
+            function(q, k, v, mask=None)
 
 
 def test_k_and_widths():

@@ -20,7 +20,18 @@ from numpy.typing import ArrayLike, NDArray
 from headwise import _core
 from headwise import _pooling_scores as scores_of
 from headwise._errors import ArgumentTypeError, ArgumentValueError, ShapeError
-from headwise._pooling_arrays import Array, Masks, Operands, operands, positive, read, real, reduced, rounded
+from headwise._pooling_arrays import (
+    Array,
+    Masks,
+    Operands,
+    hinted,
+    operands,
+    positive,
+    read,
+    real,
+    reduced,
+    rounded,
+)
 from headwise._pooling_layers import ScoreLayer
 from headwise._pooling_local import Gaussian, PredictiveWindow, local_of
 from headwise._pooling_scores import Grads, Pull, Score
@@ -43,6 +54,7 @@ _NAMED: dict[str, Score] = {
 _EXPECTED = 'score: expected "scaled_dot", "dot", "cosine", "l2", a Bilinear, an Additive or a callable'
 
 
+@hinted
 def attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -354,7 +366,7 @@ class AttentionPullback:
         self._pooled, self._mask_grad = pooled, mask_grad
 
     def __call__(self, d_out: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an array, or with an advantage a tuple
-        """Return the gradients of query, key and value, of the mask if asked for, and of parameters."""
+        """Return the gradients of query, key, value and mask, and beside them those of parameters."""
         advantage = None
         if isinstance(d_out, tuple):
             if not self._pooled.drawn or len(d_out) != 2:
@@ -375,7 +387,7 @@ class AttentionPullback:
         named = {
             f"{of}.{name}": grad for of in ("score", "local") for name, grad in grads.get(of, {}).items()
         }
-        return (*gradients, named) if named else tuple(gradients)
+        return (tuple(gradients), named) if named else tuple(gradients)
 
     def __repr__(self) -> str:
         return "<pullback of attention>"

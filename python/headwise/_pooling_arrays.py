@@ -7,9 +7,11 @@ so that nothing they hold can reach a result.
 
 from __future__ import annotations
 
+import functools
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +21,8 @@ from headwise._errors import ArgumentTypeError, ArgumentValueError, DTypeError, 
 
 Array: TypeAlias = NDArray[Any]
 Shape: TypeAlias = tuple[int, ...]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,23 @@ def positive(name: str, number: object) -> float:
         msg = f"{name}: expected a positive number, got {number}"
         raise ArgumentValueError(msg)
     return value
+
+
+def hinted(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function refuse torch's masks of the opposite polarity by saying what to pass instead."""
+
+    @functools.wraps(function)
+    def call(*given: P.args, **keywords: P.kwargs) -> R:
+        for name in keywords:
+            if name.endswith("key_padding_mask"):
+                msg = (
+                    f"{function.__name__}() got an unexpected keyword argument {name!r}; it is True where "
+                    f"torch ignores a key: pass key_mask=~{name}, True where a key may be attended"
+                )
+                raise ArgumentTypeError(msg)
+        return function(*given, **keywords)
+
+    return call
 
 
 def real(name: str, number: object) -> float:

@@ -61,6 +61,9 @@ class PredictiveWindow:
 
     Notes
     -----
+    In `attention`, places are counted from 0 among the keys that `key_mask` and `key_lengths` leave, and S is
+    their number: padding on either side moves nothing.
+
     The parameters are ``proj.weight`` (hidden_size, query_dim), which is W, and ``v.weight`` (1,
     hidden_size).
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from headwise import _core, _pooling
 from headwise._core import Pullback
-from headwise._pooling_arrays import Masks
+from headwise._pooling_arrays import Masks, hinted
 
 __all__ = [
     "attention",
@@ -35,6 +35,7 @@ __all__ = [
 ]
 
 
+@hinted
 def attention(
     query: ArrayLike,
     key: ArrayLike,
@@ -108,9 +109,9 @@ def attention(
     out : ndarray
         (B, H, L, Ev).
     pullback : callable
-        Returns ``(d_query, d_key, d_value)``, with `mask_grad` ``d_attn_mask``, and, if score or local has
-        parameters, a dict of their gradients under the names of their `state_dict`: ``"score.weight"``,
-        ``"local.v.weight"``.
+        Returns ``(d_query, d_key, d_value)`` and, with `mask_grad`, ``d_attn_mask``. If score or local has
+        parameters it returns ``(those, grads)``, as layers do: a dict of the parameters' gradients, named
+        ``"score.weight"``, ``"local.v.weight"``, after `score` or `local` as in its `state_dict`.
 
     Raises
     ------
@@ -144,7 +145,7 @@ def attention(
 
     >>> score = hw.Bilinear(2, 2, dtype="float64", rng=0)
     >>> out, pullback = hw.vjp.attention(query, key, np.eye(2), score=score)
-    >>> *_, grads = pullback([[1.0, 0.0]])
+    >>> (d_query, d_key, d_value), grads = pullback([[1.0, 0.0]])
     >>> list(grads)
     ['score.weight']
     """

@@ -104,6 +104,27 @@ def pullback(dtype, name, *shapes, **options):
     return {"out": out} | {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
 
 
+def pooling(dtype, L, S, E, score="l2", normalize="softmax", local=None, **options):
+    """Return out, weights and all gradients of `headwise.attention`, by the name of a score."""
+    given = [
+        (numbers(f"pooling {i}", *shape) * 2).astype(dtype)
+        for i, shape in enumerate(((2, 4, L, E), (2, 2, S, E), (2, 2, S, 7)))
+    ]
+    if score == "bilinear":
+        score = fill(hw.Bilinear(E, E, dtype=dtype))
+    elif score == "additive":
+        score = fill(hw.Additive(E, E, 20, dtype=dtype))
+    options |= {"score": score, "normalize": normalize}
+    if local is not None:
+        options["local"] = fill(hw.PredictiveWindow(E, 9, width=local, dtype=dtype))
+    out, back = hw.vjp.attention(*given, **options)
+    gradients = back(numbers("d_out", *out.shape).astype(dtype))
+    gradients, named = gradients if len(gradients) == 2 else (gradients, {})
+    weights = hw.attention(*given, **options, return_weights=True)[1]
+    gradients = {f"gradient {i}": gradient for i, gradient in enumerate(gradients)}
+    return {"out": out, "weights": weights} | gradients | named
+
+
 def minilm(dtype):
     """Return the embeddings of two texts by all-MiniLM-L6-v2."""
     sys.path.insert(0, str(HERE.parent))
@@ -147,6 +168,17 @@ CASES = {
     "sdpa key_lengths": lambda t: sdpa(t, 17, 129, 32, B=4, key_lengths=short(4, 129)),
     "sdpa peaked": lambda t: sdpa(t, 17, 129, 64, spread=20.0),
     "sdpa empty rows": lambda t: sdpa(t, 17, 65, 32, is_causal=True, causal_offset=-4),
+    "pooling l2": lambda t: pooling(t, 17, 400, 33),
+    "pooling cosine": lambda t: pooling(t, 33, 65, 20, score="cosine", normalize="sparsemax", scale=5.0),
+    "pooling dot": lambda t: pooling(t, 16, 65, 17, score="dot", normalize=hw.TopK(5), softcap=3.0),
+    "pooling bilinear": lambda t: pooling(
+        t, 65, 129, 15, score="bilinear", normalize="sigmoid", attn_mask=BIAS, key_lengths=short(2, 129)
+    ),
+    "pooling additive": lambda t: pooling(
+        t, 33, 33, 16, score="additive", is_causal=True, key_lengths=short(2, 33)
+    ),
+    "pooling drawn": lambda t: pooling(t, 65, 40, 9, normalize="hard", rng=5, key_mask=bits("drawn", 2, 40)),
+    "pooling local": lambda t: pooling(t, 17, 65, 12, local=9.5, key_lengths=short(2, 65)),
     "mha": lambda t: mha(t, 96, 6, 65),
     "mha 100": lambda t: mha(t, 100, 5, 17),
     "mha one row": lambda t: mha(t, 64, 4, 1),

@@ -59,7 +59,9 @@ impl<T: Float> Kernel<T> for NormalizeRowBackward<'_, T> {
             Normalize::Sparsemax => {
                 let sum: f64 = d.iter().map(|d| d.to_f64()).sum();
                 let mean = sum / n as f64;
-                d.iter_mut().for_each(|d| *d = T::from_f64(d.to_f64() - mean));
+                for d in d.iter_mut() {
+                    *d = T::from_f64(d.to_f64() - mean);
+                }
             }
         }
         let mut from = d.iter();

@@ -94,19 +94,15 @@ fn weigh<T: Float, S: Simd<T>>(s: S, normalize: Normalize, x: &mut [T], other: &
             let k = k.min(x.len());
             top_k(x, k, order);
             let (chosen, p) = (&order[..k], other);
-            // Ascending places, so that no number is overwritten before it is read.
-            let mut first = 0;
-            for &j in chosen {
-                p[first] = x[j as usize];
-                first += 1;
+            for (score, &j) in p.iter_mut().zip(chosen) {
+                *score = x[j as usize];
             }
-            x.fill(T::ZERO);
-            let (scores, weights) = (&p[..k], &mut x[..k]);
-            softmax_row(s, scores, weights);
+            let weights = &mut x[..k];
+            softmax_row(s, &p[..k], weights);
             p[..k].copy_from_slice(weights);
             x.fill(T::ZERO);
-            for (&j, &p) in chosen.iter().zip(p.iter()) {
-                x[j as usize] = p;
+            for (&j, &weight) in chosen.iter().zip(p.iter()) {
+                x[j as usize] = weight;
             }
         }
     }
