@@ -93,8 +93,10 @@ class Attend:
         out, back = vjp.attention(query[:, None], wide, wide, key_lengths=lengths, **self._options)
 
         def pullback(d_out: Array) -> tuple[tuple[Array, Array], dict[str, Array]]:
-            d_query, d_key, d_value, *named = back(np.ascontiguousarray(d_out[:, None]))
-            grads = {name.removeprefix("score."): grad for of in named for name, grad in of.items()}
+            found = back(np.ascontiguousarray(d_out[:, None]))
+            # With a score that has parameters, their gradients stand beside those of the arrays.
+            (d_query, d_key, d_value), named = found if isinstance(found[0], tuple) else (found, {})
+            grads = {name.removeprefix("score."): grad for name, grad in named.items()}
             return (d_query[:, 0], (d_key + d_value)[:, 0]), grads
 
         return out[:, 0], pullback
