@@ -1,6 +1,6 @@
 """Many heads against many layers of one head: train both, with and without Admin, and print what they reach.
 
-    python examples/heads.py [--seeds 0 1 2 3 4] [--steps 800] [--jobs 2]
+    python examples/heads.py [--layers 2] [--seeds 0 1 2 3 4] [--steps 800] [--jobs 2]
 
 The task is made by a grammar that stands here. A page states digits of four names, one of them twice, and
 asks for differences; of two statements the last counts:
@@ -29,7 +29,7 @@ STATEMENTS, QUESTIONS = 5, 10
 TOKENS = NAMES * DIGITS + NAMES * NAMES
 ANSWERS = 2 * DIGITS - 1
 
-LAYERS, HEADS, WIDTH, HIDDEN = 2, 4, 32, 128
+HEADS, WIDTH, HIDDEN = 4, 32, 128
 BATCH = 64
 TESTED = 2000
 
@@ -46,11 +46,9 @@ class Result(NamedTuple):
 class Row(NamedTuple):
     """One network and one start, of which several seeds are trained."""
 
+    layers: int
     deep: bool
     admin: bool
-
-
-ROWS = [Row(deep, admin) for deep in (False, True) for admin in (False, True)]
 
 
 def pages(n: int, rng: np.random.Generator) -> tuple[Ids, Ids]:
@@ -85,7 +83,7 @@ def written(page: Ids) -> str:
 
 def network(row: Row, rng: np.random.Generator) -> hw.Sequential:
     """Return embedding, encoder and output; the encoder post-norm, as in the papers."""
-    encoder = hw.Encoder(LAYERS, WIDTH, HEADS, HIDDEN, positions="sinusoidal", rng=rng)
+    encoder = hw.Encoder(row.layers, WIDTH, HEADS, HIDDEN, positions="sinusoidal", rng=rng)
     if row.deep:
         encoder = encoder.to_deep_single_head(rng=rng)
     embedding, output = hw.Embedding(TOKENS, WIDTH, rng=rng), hw.Linear(WIDTH, ANSWERS, rng=rng)
@@ -141,12 +139,14 @@ def line(row: Row, results: list[Result]) -> str:
 def main() -> None:
     """Train every network from every seed, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=2, help="of the network of many heads")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--lr", type=float, default=3e-3, help="highest learning rate, the same for all")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, on one thread each")
     arguments = parser.parse_args()
-    runs = list(itertools.product(ROWS, arguments.seeds))
+    rows = [Row(arguments.layers, deep, admin) for deep in (False, True) for admin in (False, True)]
+    runs = list(itertools.product(rows, arguments.seeds))
     rest = itertools.repeat(arguments.steps), itertools.repeat(arguments.lr)
     # Arrays as small as these gain nothing from a second thread; a second run does. No bit depends on either.
     with ProcessPoolExecutor(arguments.jobs, initializer=hw.set_num_threads, initargs=(1,)) as pool:
@@ -157,7 +157,7 @@ def main() -> None:
     print(f"{setting}; loss of guessing {guessing():.3f}")
     print("| layers x heads | start | parameters | loss | accuracy in % | no better than guessing |")
     print("|---|---|---|---|---|---|")
-    for number, row in enumerate(ROWS):
+    for number, row in enumerate(rows):
         print(line(row, results[number * len(arguments.seeds) :][: len(arguments.seeds)]))
 
 

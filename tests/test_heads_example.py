@@ -76,13 +76,14 @@ def test_seeds_repeat(heads):
 
 
 def test_networks_of_a_seed_differ_as_their_row_says(heads):
-    usual, admin, deep, _ = (heads.network(row, np.random.default_rng(0)).state_dict() for row in heads.ROWS)
+    rows = [heads.Row(2, deep, admin) for deep, admin in ((False, False), (False, True), (True, False))]
+    usual, admin, deep = (heads.network(row, np.random.default_rng(0)).state_dict() for row in rows)
     changed = {name for name in usual if not np.array_equal(usual[name], admin[name])}
     # omega of the first sublayer is 1.
     expected = {f"encoder.layers.{n}.{last}" for n in (0, 1) for last in ("self_attn.out_proj", "linear2")}
     expected.remove("encoder.layers.0.self_attn.out_proj")
     assert {name.removesuffix(".weight").removesuffix(".bias") for name in changed} == expected
-    assert sum(name.endswith("norm1.weight") for name in deep) == heads.LAYERS * heads.HEADS
+    assert sum(name.endswith("norm1.weight") for name in deep) == 2 * heads.HEADS
 
 
 def test_guessing_is_what_the_shares_of_answers_give(heads):
@@ -93,7 +94,7 @@ def test_guessing_is_what_the_shares_of_answers_give(heads):
 
 def test_a_run_repeats_and_learns(heads, threads):
     threads(1)
-    row = heads.Row(deep=False, admin=True)
+    row = heads.Row(layers=2, deep=False, admin=True)
     first = heads.train(row, 0, 30, 3e-3)
     assert first == heads.train(row, 0, 30, 3e-3)
     assert first.loss < heads.train(row, 0, 1, 3e-3).loss
