@@ -49,6 +49,7 @@ class DecoderCache:
 
     window: int | None
     _busy: threading.Lock
+    _mark: int
     _held: NDArray[np.int64]
     _gone: int
     _own: list[tuple[NDArray[Any], NDArray[Any]]]
@@ -62,6 +63,7 @@ class DecoderCache:
     @classmethod
     def _new(
         cls,
+        mark: int,
         batch: int,
         num_kv_heads: list[int],
         head_dim: int,
@@ -71,6 +73,7 @@ class DecoderCache:
         window: int | None,
     ) -> Self:
         cache = cls.__new__(cls)
+        cache._mark = mark
         cache.window = window
         cache._busy = threading.Lock()
         cache._held = np.zeros(batch, dtype=np.int64)

@@ -283,27 +283,31 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
     let x = &p.x[row * p.ldx + start..];
     let acc = block_ahead::<T, S, MR, NV, true>(s, x, p.ldx, &weights[start * ldb..], ldb, kc, ahead);
     let last = steps.end == k;
+    let Epilogue { bias, activation, residual } = p.epilogue;
+    let bias = bias.filter(|_| last).map(|bias| &bias[first_column..first_column + columns]);
     let at = (p.first_row + row) * p.ldo + p.first_column + first_column;
+    let add = start > 0 || p.onto;
     if columns == NV * S::LANES {
-        // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
-        unsafe {
-            // Out of the registers by constant indices only: any other use of the sums makes the compiler keep them in
-            // memory while k runs.
-            if start == 0 && !p.onto {
+        // Out of the registers by constant indices only: any other use of the sums makes the compiler keep them in memory
+        // while k runs.
+        macro_rules! write {
+            (|$sum:ident, $j:ident, $out:ident| $value:expr) => {
                 for (i, sums) in acc.iter().enumerate() {
-                    let out = p.out.slice(at + i * p.ldo, NV * S::LANES);
-                    for (j, &sum) in sums.iter().enumerate() {
-                        s.store(sum, &mut out[j * S::LANES..]);
+                    // SAFETY: tiles do not overlap, and each is written by the one thread that has its panel.
+                    let out = unsafe { p.out.slice(at + i * p.ldo, NV * S::LANES) };
+                    for ($j, &$sum) in sums.iter().enumerate() {
+                        let $out = &mut out[$j * S::LANES..];
+                        s.store($value, $out);
                     }
                 }
-            } else {
-                for (i, sums) in acc.iter().enumerate() {
-                    let out = p.out.slice(at + i * p.ldo, NV * S::LANES);
-                    for (j, &sum) in sums.iter().enumerate() {
-                        let out = &mut out[j * S::LANES..];
-                        s.store(s.add(s.load(out), sum), out);
-                    }
-                }
+            };
+        }
+        match (add, bias) {
+            (false, None) => write!(|sum, j, out| sum),
+            (true, None) => write!(|sum, j, out| s.add(s.load(out), sum)),
+            (false, Some(bias)) => write!(|sum, j, out| s.add(sum, s.load(&bias[j * S::LANES..]))),
+            (true, Some(bias)) => {
+                write!(|sum, j, out| s.add(s.add(s.load(out), sum), s.load(&bias[j * S::LANES..])));
             }
         }
     } else {
@@ -316,21 +320,20 @@ fn tile_of<T: Float, S: Simd<T>, const MR: usize, const NV: usize>(
         for i in 0..MR {
             // SAFETY: as above.
             let out = unsafe { p.out.slice(at + i * p.ldo, columns) };
-            write_row(s, &sums[i * ldb..(i + 1) * ldb], start > 0 || p.onto, out);
+            write_row(s, &sums[i * ldb..(i + 1) * ldb], add, bias, out);
         }
     }
-    let Epilogue { bias, activation, residual } = p.epilogue;
-    if last && (bias.is_some() || activation != Activation::Identity || residual.is_some()) {
-        T::dispatch(S::ISA, Finish { rows: MR, start: at, column: first_column, columns, product: p });
+    if last && (activation != Activation::Identity || residual.is_some()) {
+        T::dispatch(S::ISA, Finish { rows: MR, start: at, columns, product: p });
     }
 }
 
 /// Numbers of the largest register tile: 8 x 48.
 const TILE: usize = 384;
 
-/// Writes a row of sums, added to what earlier blocks left there.
+/// Writes a row of sums, added to what earlier blocks left there, and then the bias to it.
 #[inline(always)]
-fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, out: &mut [T]) {
+fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, bias: Option<&[T]>, out: &mut [T]) {
     let mut at = 0;
     while at < out.len() {
         let end = out.len().min(at + S::LANES);
@@ -338,6 +341,9 @@ fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, out: &mut [T]) {
         let mut v = s.load(&sums[at..]);
         if add {
             v = s.add(if whole { s.load(&out[at..]) } else { s.load_partial(&out[at..end]) }, v);
+        }
+        if let Some(bias) = bias {
+            v = s.add(v, if whole { s.load(&bias[at..]) } else { s.load_partial(&bias[at..end]) });
         }
         if whole {
             s.store(v, &mut out[at..]);
@@ -348,7 +354,7 @@ fn write_row<T: Float, S: Simd<T>>(s: S, sums: &[T], add: bool, out: &mut [T]) {
     }
 }
 
-/// Bias, activation and residual, over a tile that was just written and is still in the first-level cache.
+/// Activation and residual, over a tile that was just written, with its bias, and is still in the first-level cache.
 ///
 /// A kernel of its own: compiled into the tile's loops, the code of the activations makes the compiler spill their sums
 /// (AVX-512 fell from 95 to 45 % of the peak).
@@ -356,8 +362,6 @@ struct Finish<'a, 'b, T> {
     rows: usize,
     /// The tile's first element of the output.
     start: usize,
-    /// The tile's first column of the weights.
-    column: usize,
     columns: usize,
     product: &'a Product<'b, T>,
 }
@@ -383,8 +387,7 @@ impl<T: Float> Finish<'_, '_, T> {
     fn each<S: Simd<T>>(&self, s: S, activation: Activation) {
         at!(if activation == Activation::Identity => Residual else Activation);
         let whole = self.columns / S::LANES * S::LANES;
-        let Epilogue { bias, residual, .. } = self.product.epilogue;
-        let bias = bias.map(|b| &b[self.column..self.column + self.columns]);
+        let residual = self.product.epilogue.residual;
         for i in 0..self.rows {
             let start = self.start + i * self.product.ldo;
             // SAFETY: tiles do not overlap, and the slices of `tile_of` have ended.
@@ -392,22 +395,14 @@ impl<T: Float> Finish<'_, '_, T> {
             let residual = residual.map(|r| &r[start..start + self.columns]);
             let (vectors, rest) = out.split_at_mut(whole);
             for (j, out) in vectors.chunks_exact_mut(S::LANES).enumerate() {
-                let mut v = s.load(out);
-                if let Some(bias) = bias {
-                    v = s.add(v, s.load(&bias[j * S::LANES..]));
-                }
-                v = activation.apply(s, v);
+                let mut v = activation.apply(s, s.load(out));
                 if let Some(residual) = residual {
                     v = s.add(v, s.load(&residual[j * S::LANES..]));
                 }
                 s.store(v, out);
             }
             if !rest.is_empty() {
-                let mut v = s.load_partial(rest);
-                if let Some(bias) = bias {
-                    v = s.add(v, s.load_partial(&bias[whole..]));
-                }
-                v = activation.apply(s, v);
+                let mut v = activation.apply(s, s.load_partial(rest));
                 if let Some(residual) = residual {
                     v = s.add(v, s.load_partial(&residual[whole..]));
                 }

@@ -153,6 +153,11 @@ impl<T: Float> MultiHeadAttention<T> {
         self.q.panels()
     }
 
+    /// The first weight of each projection, whatever the panels' form.
+    pub fn first_weights(&self) -> impl Iterator<Item = T> {
+        [&self.q, &self.k, &self.v, &self.out].into_iter().filter_map(|part| part.panels().first().copied())
+    }
+
     /// Attends: each query to the keys of its sequence.
     ///
     /// Writes (T, D) into `out`, with `after.residual` added; returns the wanted weights, (heads, L, S) of each

@@ -82,6 +82,11 @@ impl<T: Float> DecoderLayer<T> {
         self.own.panels()
     }
 
+    /// The first weight of each projection of both attentions.
+    pub fn first_weights(&self) -> impl Iterator<Item = T> {
+        self.own.first_weights().chain(self.cross.first_weights())
+    }
+
     /// Heads of self-attention and of attention to the memory.
     pub fn heads(&self) -> [&AttentionConfig; 2] {
         [&self.own.config, &self.cross.config]

@@ -54,6 +54,16 @@ impl<T: Float> Decoder<T> {
         Ok((x, weights))
     }
 
+    /// A number by which a cache knows the parameters that its keys were made with: no proof, but what training or another
+    /// model changes is seen, at no cost.
+    pub fn mark(&self) -> u64 {
+        let weights = self.layers.iter().flat_map(DecoderLayer::first_weights);
+        // FNV-1a over words.
+        weights.fold(0xcbf2_9ce4_8422_2325, |hash, w| {
+            (hash ^ w.to_f64().to_bits()).wrapping_mul(0x100_0000_01b3)
+        })
+    }
+
     /// The keys and values of a memory for every layer, (M, Hk, S, E) each; S is the extent with padding.
     ///
     /// # Errors

@@ -470,7 +470,7 @@ layer_class!(PyDecoder, "Decoder", |layer| layer.cast(), |this, py| this.pruned(
     /// Raises
     /// ------
     /// ValueError
-    ///     If shapes do not fit, the cache belongs to a decoder of other widths, or another thread is using it.
+    ///     If shapes do not fit, the cache belongs to other parameters, or another thread is using it.
     /// TypeError
     ///     If `cache` is none, or of another dtype.
     #[pyo3(signature = (x, cache, *, lengths = None, need_weights = false))]

@@ -64,7 +64,7 @@ pub fn new_cache<'py, T: Float + Element>(
     }
     let key_mask = key_mask.map(|m| Ok::<_, Error>(array(py, shaped(&[count, s], m)?))).transpose()?;
     let (window, _) = held.masks().window;
-    let arguments = (count, groups, c.head_dim, T::NAME, memories, key_mask, window);
+    let arguments = (stack.mark(), count, groups, c.head_dim, T::NAME, memories, key_mask, window);
     CACHE.import(py, "headwise._cache", "DecoderCache")?.call_method1("_new", arguments)
 }
 
@@ -82,7 +82,14 @@ pub fn step<'py, T: Float + Element>(
 ) -> PyResult<Bound<'py, PyAny>> {
     if !cache.is_instance(CACHE.import(py, "headwise._cache", "DecoderCache")?)? {
         let came = cache.get_type();
-        return Err(Error::Type(format!("cache: expected what new_cache returns, got {came}")).into());
+        return Err(Error::Type(format!(
+            "cache: expected a DecoderCache, which new_cache makes, got {came}"
+        ))
+        .into());
+    }
+    if cache.getattr(intern!(py, "_mark"))?.extract::<u64>()? != stack.mark() {
+        let text = "cache: expected one that new_cache made for the parameters that this decoder has now, got another";
+        return Err(Error::Value(text.into()).into());
     }
     cache.call_method0(intern!(py, "_enter"))?;
     let made = step_alone(py, stack, x, cache, lengths, need_weights);
