@@ -1,4 +1,4 @@
-"""First values of parameters, under torch's names: functions that return arrays.
+"""First values of parameters: functions that return arrays, under torch's names; and Admin, for an encoder.
 
 The numbers are drawn by a counter-based generator (Philox), so that a seed means the same numbers on every
 machine, for every number of threads. A parameter is (N, K), as in a linear map of K numbers to N, or (N, K,
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from headwise import _core
+from headwise._admin import admin
 from headwise._errors import DTypeError, ShapeError
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Rng: TypeAlias = SupportsIndex | np.random.Generator | None
 
 __all__ = [
+    "admin",
     "calculate_gain",
     "kaiming_normal",
     "kaiming_uniform",

@@ -374,6 +374,51 @@ impl PyEncoder {
         })
     }
 
+    /// Return a deeper encoder of single heads: as many heads in all, and nearly as many parameters.
+    ///
+    /// Parameters
+    /// ----------
+    /// rng : int or numpy.random.Generator, optional
+    ///     From which its first parameters are drawn.
+    ///
+    /// Returns
+    /// -------
+    /// Encoder
+    ///     With a layer of one head for each head of this one, and everything else as it is here. Its parameters are
+    ///     fresh: heads that worked side by side cannot be put one behind the other with the same result.
+    ///
+    /// Notes
+    /// -----
+    /// N layers of H heads become N H layers. A head keeps its width E, so that all projections hold as many weights as
+    /// before, and the F hidden numbers are shared out, F / H for each layer (the nearest whole number where H does not
+    /// divide it). What is added are the norms and output biases of the new layers, 6 N (H - 1) D numbers as usually made;
+    /// grouped heads (`num_kv_heads`) get a key and a value each. Heads that were pruned do not count. With ALiBi every
+    /// layer has the slope of a single head, 2^-8.
+    ///
+    /// Such depth is hard to train post-norm; `headwise.init.admin` is what the paper starts it with.
+    ///
+    /// References
+    /// ----------
+    /// Liu, Liu, Han, "Multi-head or Single-head? An Empirical Comparison for Transformer Training", 2021,
+    /// arXiv:2106.09650.
+    ///
+    /// Examples
+    /// --------
+    /// >>> import headwise as hw
+    /// >>> encoder = hw.Encoder(2, 32, 4, 128, rng=0)
+    /// >>> deep = encoder.to_deep_single_head(rng=0)
+    /// >>> deep
+    /// Encoder(8, 32, 1, 32, head_dim=8, dtype="float32")
+    /// >>> encoder.num_parameters, deep.num_parameters
+    /// (25408, 26560)
+    #[pyo3(signature = (*, rng = None))]
+    fn to_deep_single_head<'py>(
+        slf: &Bound<'py, Self>,
+        rng: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        slf.py().import("headwise._deep_single_head")?.call_method1("deep_single_head", (slf, rng))
+    }
+
     /// How many numbers the parameters have.
     #[getter]
     fn num_parameters(&self) -> usize {
