@@ -40,11 +40,12 @@ def pooled(
     query: Array, key: Array, value: Array, scale: Array, mask: NDArray[np.bool_] | None = None
 ) -> Array:
     """Return a prediction (L,) for each query (L, 5) from keys (S, 5) and values (S,)."""
-    return hw.attention(query * scale, key * scale, value[:, None], score="l2", attn_mask=mask)[:, 0]
+    out: Array = hw.attention(query * scale, key * scale, value[:, None], score="l2", attn_mask=mask)
+    return out[:, 0]
 
 
 def learned(features: Array, salary: Array, steps: int = 150) -> Array:
-    """Return how much each feature counts: Adam on the squared error of each colleague from all the others."""
+    """Return how much each feature counts, by Adam: each colleague is predicted from all the others."""
     state = {"scale": np.full(features.shape[1], 2.0)}
     optimizer = hw.optim.Adam(state, lr=0.05)
     others = ~np.eye(len(salary), dtype=bool)
@@ -61,7 +62,7 @@ def nearest(query: Array, key: Array, value: Array, k: int, skip: int = 0) -> Ar
     """Return the mean value of the k nearest keys, the `skip` nearest left out."""
     distances = ((query[:, None] - key) ** 2).sum(axis=-1)
     order = np.argsort(distances, axis=1, kind="stable")[:, skip : skip + k]
-    return value[order].mean(axis=1)
+    return np.asarray(value[order].mean(axis=1))
 
 
 def error(predicted: Array, salary: Array) -> float:
