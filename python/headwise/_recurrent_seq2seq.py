@@ -390,7 +390,7 @@ class RecurrentSeq2Seq:
             rows = np.concatenate([rows, state.summary], axis=1)
         elif self._context == "attention":
             score = Attend(layers.get("score", self._score), self._normalize, None)
-            context, weights = score.over(out[:, None], state.memory, state.key_mask)
+            context, weights = score.over(out, state.memory, state.key_mask)
             rows = np.concatenate([rows, context[:, 0, 0]], axis=1)
         hidden = _core._pooling_map("tanh", layers["readout"](np.ascontiguousarray(rows)))
         logits: Array = layers["output_projection"](hidden)
