@@ -117,6 +117,16 @@ impl<T: Float> States<T> {
     }
 }
 
+/// What a batch has become.
+pub struct Run<T: Float> {
+    /// (rows, directions H), 0 where the input is padding.
+    pub out: Vec<T>,
+    /// After each sequence's last token.
+    pub state: States<T>,
+    /// What [`Recurrent::backward`] reads, if it is kept.
+    pub saved: Option<SavedRecurrent<T>>,
+}
+
 /// The states of one layer and direction, in the order of [`Steps`], while time passes.
 struct Running<T: Float> {
     h: Reused<T>,
@@ -183,9 +193,8 @@ impl<T: Float> Recurrent<T> {
         self.maps.iter().map(|m| m.input.n() * (m.input.k() + m.hidden.k())).sum()
     }
 
-    /// Takes a batch through all layers: `x` (rows, D) with padding, from the states `first`; gives the output (rows,
-    /// directions H), 0 where `x` is padding, and the states after each sequence's last token. With `keep`, also what
-    /// [`Self::backward`] reads.
+    /// Takes a batch through all layers: `x` (rows, D) with padding, from the states `first`, or 0. With `keep`, what
+    /// [`Self::backward`] reads is kept.
     ///
     /// # Errors
     /// `Shape` for too many numbers, `Memory`, `Interrupted`, `Internal`.
@@ -199,7 +208,7 @@ impl<T: Float> Recurrent<T> {
         first: Option<&States<T>>,
         dropout: Option<u64>,
         keep: bool,
-    ) -> Result<(Vec<T>, States<T>, Option<SavedRecurrent<T>>)> {
+    ) -> Result<Run<T>> {
         let c = &self.config;
         let (rows, width, directions) = (steps.rows(), c.hidden_size, c.directions());
         let mut out = zeros(elements("x", &[steps.full(), c.output_size()])?)?;
@@ -252,7 +261,7 @@ impl<T: Float> Recurrent<T> {
             running.give(steps, width, state, &mut last);
         }
         steps.scatter(&input, c.output_size(), &mut out);
-        Ok((out, last, saved))
+        Ok(Run { out, state: last, saved })
     }
 
     /// Drops numbers that one layer hands to the next, or of their gradient.

@@ -125,6 +125,17 @@ def pooling(dtype, L, S, E, score="l2", normalize="softmax", local=None, **optio
     return {"out": out, "weights": weights} | gradients | named
 
 
+def recurrent(dtype, name, D, H, L, *layers, B=3, lengths=None, **options):
+    """Return out and the last states of a recurrent layer, the gradients of its input and its parameters."""
+    layer = fill(getattr(hw, name)(D, H, *layers, dtype=dtype, **options))
+    x = (numbers("x", B, L, D) * 2).astype(dtype)
+    (out, last), back = layer.vjp(x, lengths=lengths)
+    (d_x, _), grads = back((numbers("d_out", *out.shape).astype(dtype), last))
+    states = np.stack(last) if name == "LSTM" else last
+    grads = np.concatenate([grads[k].ravel() for k in sorted(grads)])
+    return {"out": out, "state": states, "gradient": d_x, "gradients": grads}
+
+
 def minilm(dtype):
     """Return the embeddings of two texts by all-MiniLM-L6-v2."""
     sys.path.insert(0, str(HERE.parent))
@@ -243,6 +254,16 @@ CASES = {
     ),
     "decoder steps": lambda t: decoder(
         t, 2, 64, 8, 96, 130, 17, steps=1, call={"memory_key_mask": bits("memory", 2, 17)}, **MODERN
+    ),
+    "rnn": lambda t: recurrent(t, "RNN", 20, 65, 33, B=17),
+    "rnn relu": lambda t: recurrent(t, "RNN", 20, 40, 9, nonlinearity="relu", bidirectional=True),
+    "lstm": lambda t: recurrent(t, "LSTM", 100, 200, 17, B=20),
+    "lstm stack": lambda t: recurrent(
+        t, "LSTM", 7, 33, 130, 2, B=4, bidirectional=True, lengths=short(4, 130) - 1
+    ),
+    "gru": lambda t: recurrent(t, "GRU", 100, 200, 17, B=20),
+    "gru stack": lambda t: recurrent(
+        t, "GRU", 7, 33, 65, 2, bidirectional=True, lengths=short(3, 65), bias=False
     ),
     "vjp gelu": lambda t: pullback(t, "gelu", (777,)),
     "vjp gelu tanh": lambda t: pullback(t, "gelu", (777,), approximate="tanh"),

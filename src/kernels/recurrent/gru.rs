@@ -29,7 +29,7 @@ pub struct GruStep<'a, T> {
     pub h: &'a mut [T],
     /// h of this step once more.
     pub out: StepRows<'a, T>,
-    /// Where h of the step before and k_n are kept, for gradients: (n, H) each.
+    /// Where h of the step before and `k_n` are kept, for gradients: (n, H) each.
     pub saved: Option<[&'a mut [T]; 2]>,
 }
 
@@ -52,7 +52,7 @@ impl<T: Float> Kernel<T> for GruStep<'_, T> {
             let out = unsafe { self.out.row(i, width) };
             for from in (0..width).step_by(S::LANES) {
                 let n = S::LANES.min(width - from);
-                let [zr, zu, zn] = [0, 1, 2].map(|gate| gate * width + from);
+                let (zr, zu, zn) = (from, width + from, 2 * width + from);
                 let reset = plus(s, load_up_to(s, hidden, zr, n), bias, zr, n);
                 let reset = sigmoid(s, s.add(load_up_to(s, row, zr, n), reset));
                 let update = plus(s, load_up_to(s, hidden, zu, n), bias, zu, n);
@@ -79,7 +79,7 @@ pub struct GruBack<'a, T> {
     pub width: usize,
     /// r, u, n of the step (n, 3 H).
     pub gates: &'a [T],
-    /// k_n of the step (n, H).
+    /// `k_n` of the step (n, H).
     pub inner: &'a [T],
     /// h of the step before (n, H).
     pub h: &'a [T],
@@ -108,7 +108,7 @@ impl<T: Float> Kernel<T> for GruBack<'_, T> {
             let d_h = &mut self.d_h[here];
             for from in (0..width).step_by(S::LANES) {
                 let n = S::LANES.min(width - from);
-                let [zr, zu, zn] = [0, 1, 2].map(|gate| gate * width + from);
+                let (zr, zu, zn) = (from, width + from, 2 * width + from);
                 let reset = load_up_to(s, row, zr, n);
                 let update = load_up_to(s, row, zu, n);
                 let new = load_up_to(s, row, zn, n);

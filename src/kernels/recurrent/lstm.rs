@@ -52,7 +52,7 @@ impl<T: Float> Kernel<T> for LstmStep<'_, T> {
             let out = unsafe { self.out.row(i, width) };
             for from in (0..width).step_by(S::LANES) {
                 let n = S::LANES.min(width - from);
-                let [zi, zf, zg, zo] = [0, 1, 2, 3].map(|gate| gate * width + from);
+                let (zi, zf, zg, zo) = (from, width + from, 2 * width + from, 3 * width + from);
                 let input = sigmoid(s, plus(s, load_up_to(s, row, zi, n), bias, zi, n));
                 let forget = sigmoid(s, plus(s, load_up_to(s, row, zf, n), bias, zf, n));
                 let new = tanh(s, plus(s, load_up_to(s, row, zg, n), bias, zg, n));
@@ -109,7 +109,7 @@ impl<T: Float> Kernel<T> for LstmBack<'_, T> {
             let (d_h, d_c) = (&self.d_h[here.clone()], &mut self.d_c[here]);
             for from in (0..width).step_by(S::LANES) {
                 let n = S::LANES.min(width - from);
-                let [zi, zf, zg, zo] = [0, 1, 2, 3].map(|gate| gate * width + from);
+                let (zi, zf, zg, zo) = (from, width + from, 2 * width + from, 3 * width + from);
                 let input = load_up_to(s, row, zi, n);
                 let forget = load_up_to(s, row, zf, n);
                 let new = load_up_to(s, row, zg, n);

@@ -233,8 +233,8 @@ fn call<'py, T: Float + Element>(
     let rows = batch.rows();
     let work = steps.rows().saturating_mul(layer.work());
     let dropout = given.dropout;
-    let (out, last, _) = compute(py, work, || layer.forward(&rows, &steps, state.as_ref(), dropout, false))?;
-    let out = give(py, &batch.axes, out, c.output_size())?;
-    let last = give_states(py, last, c, &batch.axes)?;
+    let run = compute(py, work, || layer.forward(&rows, &steps, state.as_ref(), dropout, false))?;
+    let out = give(py, &batch.axes, run.out, c.output_size())?;
+    let last = give_states(py, run.state, c, &batch.axes)?;
     Ok((out, last).into_pyobject(py)?.into_any())
 }

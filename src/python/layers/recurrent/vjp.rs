@@ -30,16 +30,15 @@ pub(super) fn vjp<'py, T: Float + Element>(
     let dropout = given.dropout;
     let work = steps.rows().saturating_mul(layer.work());
     let rows = batch.rows();
-    let (out, last, saved) =
-        compute(py, work, || layer.forward(&rows, &steps, state.as_ref(), dropout, true))?;
+    let run = compute(py, work, || layer.forward(&rows, &steps, state.as_ref(), dropout, true))?;
     drop(rows);
-    let Some(saved) = saved else { return Err(Error::Internal("nothing kept".into()).into()) };
+    let Some(saved) = run.saved else { return Err(Error::Internal("nothing kept".into()).into()) };
     let axes = batch.axes;
-    let out = give(py, &axes, out, c.output_size())?;
-    let last = give_states(py, last, &c, &axes)?;
+    let out = give(py, &axes, run.out, c.output_size())?;
+    let last = give_states(py, run.state, &c, &axes)?;
     let back = move |given: &Bound<'_, PyAny>| {
         let (py, c) = (given.py(), layer.config());
-        let (d_out, d_state) = split(given)?;
+        let [d_out, d_state] = split(given)?;
         let d_out = d_out.map(|d| gradient::<T>(&d, &axes, c.output_size())).transpose()?.flatten();
         let d_state = match d_state {
             Some(d_state) => read_states("d_state", &d_state, c, &axes)?,
@@ -59,13 +58,13 @@ pub(super) fn vjp<'py, T: Float + Element>(
 }
 
 /// The gradients of out and of state, of `d_out` or `(d_out, d_state)`; what is None is 0.
-fn split<'py>(given: &Bound<'py, PyAny>) -> PyResult<(Option<Bound<'py, PyAny>>, Option<Bound<'py, PyAny>>)> {
-    let Ok(pair) = given.cast::<PyTuple>() else { return Ok((Some(given.clone()), None)) };
+fn split<'py>(given: &Bound<'py, PyAny>) -> PyResult<[Option<Bound<'py, PyAny>>; 2]> {
+    let Ok(pair) = given.cast::<PyTuple>() else { return Ok([Some(given.clone()), None]) };
     if pair.len() != 2 {
         let came = pair.len();
         let text = format!("d_out: expected an array, a list, or (d_out, d_state), got a tuple of {came}");
         return Err(Error::Type(text).into());
     }
     let part = |i| -> PyResult<_> { Ok(Some(pair.get_item(i)?).filter(|part| !part.is_none())) };
-    Ok((part(0)?, part(1)?))
+    Ok([part(0)?, part(1)?])
 }
