@@ -4,8 +4,8 @@
     w_i  = normalize(s_i)                                     over the keys that query i may attend
     out_i = sum_j w_ij v_j
 
-Products with a softmax are `scaled_dot_product_attention`, which never holds the L x S matrix. All else builds
-it, step by step.
+Products with a softmax are `scaled_dot_product_attention`, which never holds the L x S matrix. All else
+builds it, step by step.
 """
 
 from __future__ import annotations
