@@ -186,9 +186,18 @@ def test_predicted_places_are_counted_among_the_keys_that_are_there():
     assert_same_bits(padded, hw.attention(q, k, v, local=window))
 
 
-def test_nothing_to_attend_to():
-    for L, S in [(0, 3), (3, 0), (0, 0)]:
-        q, k, v = arrays(L=L, S=S)
-        for name in SCORES:
-            out = hw.attention(q, k, v, score=score(name)[0], normalize="sparsemax")
-            np.testing.assert_array_equal(out, np.zeros((2, 2, L, 3)))
+@pytest.mark.parametrize("sizes", [{"B": (0,)}, {"L": 0}, {"S": 0}, {"L": 0, "S": 0}, {"Ev": 0}], ids=str)
+@pytest.mark.parametrize("name", SCORES)
+def test_nothing_to_attend_to(name, sizes):
+    q, k, v = arrays(**sizes)
+    window = hw.PredictiveWindow(WIDTH, 3, width=2, dtype="float64", rng=0)
+    for normalize in NORMALIZE.values():
+        for local in (None, window):
+            options = {"score": score(name)[0], "normalize": normalize, "local": local}
+            out, pullback = hw.vjp.attention(q, k, v, **options)
+            assert out.shape == q.shape[:-1] + v.shape[-1:]
+            np.testing.assert_array_equal(out, 0)
+            gradients = pullback(np.ones_like(out))
+            gradients = gradients[0] if len(gradients) == 2 else gradients
+            for d, x in zip(gradients, (q, k, v), strict=True):
+                np.testing.assert_array_equal(d, np.zeros_like(x))

@@ -89,8 +89,9 @@ def some(keep: NDArray[np.bool_], axis: int) -> NDArray[np.bool_]:
 def common(*arrays: Array) -> np.dtype[Any]:
     """Return the dtype of a result, in which bool and integers count as float64."""
     kinds = [np.dtype(np.float64) if a.dtype.kind in "biu" else a.dtype for a in arrays]
+    kinds = [kind if kind.isnative else kind.newbyteorder("=") for kind in kinds]
     if all(kind == kinds[0] for kind in kinds):
-        return kinds[0].newbyteorder("=")
+        return kinds[0]
     wide = any(kind.char == "d" for kind in kinds)
     return np.dtype(np.float64 if wide else np.float32)
 

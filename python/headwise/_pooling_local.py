@@ -62,7 +62,8 @@ class PredictiveWindow:
     Notes
     -----
     In `attention`, places are counted from 0 among the keys that `key_mask` and `key_lengths` leave, and S is
-    their number: padding on either side moves nothing.
+    their number: padding on either side moves nothing. The place has a gradient through the Gaussian; the
+    edges of the window, where a key comes or goes, have none.
 
     The parameters are ``proj.weight`` (hidden_size, query_dim), which is W, and ``v.weight`` (1,
     hidden_size).
@@ -190,10 +191,8 @@ class PredictiveWindow:
         except ValueError:
             msg = f"length: expected one number or a shape that broadcasts to {lead}, got {np.shape(length)}"
             raise ShapeError(msg) from None
-        flat = np.ascontiguousarray(
-            q.reshape(-1 if q.size else int(np.prod(lead)), *q.shape[-2:]), self.dtype
-        )
-        return flat, counts.reshape(-1)
+        flat = q.reshape(int(np.prod(lead, dtype=np.int64)), *q.shape[-2:])
+        return np.ascontiguousarray(flat, self.dtype), counts.reshape(-1)
 
     def state_dict(self) -> dict[str, NDArray[Any]]:
         """Return copies of the parameters.

@@ -16,9 +16,10 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from headwise import _core, _pooling
+from headwise import _core, _pooling_steps
 from headwise._core import Pullback
 from headwise._pooling_arrays import Masks, hinted
+from headwise._pooling_call import Call, Local, Normalizing, Scoring
 
 __all__ = [
     "attention",
@@ -41,8 +42,8 @@ def attention(
     key: ArrayLike,
     value: ArrayLike,
     *,
-    score: _pooling.Scoring = "scaled_dot",
-    normalize: _pooling.Normalizing = "softmax",
+    score: Scoring = "scaled_dot",
+    normalize: Normalizing = "softmax",
     attn_mask: ArrayLike | None = None,
     key_mask: ArrayLike | None = None,
     key_lengths: ArrayLike | None = None,
@@ -51,7 +52,7 @@ def attention(
     window: tuple[SupportsIndex | None, SupportsIndex | None] | list[SupportsIndex | None] | None = None,
     softcap: float | None = None,
     scale: float | None = None,
-    local: _pooling.Local = None,
+    local: Local = None,
     rng: SupportsIndex | np.random.Generator | None = None,
     mask_grad: bool = False,
 ) -> tuple[NDArray[Any], Callable[[Any], tuple[Any, ...]]]:
@@ -150,8 +151,8 @@ def attention(
     ['score.weight']
     """
     masks = Masks(attn_mask, key_mask, key_lengths, is_causal, causal_offset, window)
-    call = _pooling.Call(score, normalize, masks, softcap, scale, local, rng)
-    return _pooling.vjp(query, key, value, call, mask_grad)
+    call = Call(score, normalize, masks, softcap, scale, local, rng)
+    return _pooling_steps.vjp(query, key, value, call, mask_grad)
 
 
 def attention_varlen(
