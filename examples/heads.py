@@ -81,22 +81,25 @@ def written(page: Ids) -> str:
     )
 
 
-def network(row: Row, rng: np.random.Generator) -> hw.Sequential:
-    """Return embedding, encoder and output; the encoder post-norm, as in the papers."""
+def network(row: Row, rng: np.random.Generator) -> tuple[hw.Sequential, dict[str, float]]:
+    """Return embedding, post-norm encoder and output, with factors of some parameters' learning rate."""
     encoder = hw.Encoder(row.layers, WIDTH, HEADS, HIDDEN, positions="sinusoidal", rng=rng)
     if row.deep:
         encoder = encoder.to_deep_single_head(rng=rng)
     embedding, output = hw.Embedding(TOKENS, WIDTH, rng=rng), hw.Linear(WIDTH, ANSWERS, rng=rng)
+    factors: dict[str, float] = {}
     if row.admin:
-        hw.init.admin(encoder, embedding(pages(BATCH, rng)[0]))
-    return hw.Sequential(embedding=embedding, encoder=encoder, output=output)
+        _, factors = hw.init.admin(encoder, embedding(pages(BATCH, rng)[0]))
+    model = hw.Sequential(embedding=embedding, encoder=encoder, output=output)
+    return model, {f"encoder.{name}": factor for name, factor in factors.items()}
 
 
 def train(row: Row, seed: int, steps: int, lr: float) -> Result:
     """Train one network from one seed, and test it; rows of the same seed see the same pages."""
-    model = network(row, np.random.default_rng(seed))
+    model, factors = network(row, np.random.default_rng(seed))
     rng = np.random.default_rng((seed, 1))
-    optimizer = hw.optim.Adam(model, lr=hw.optim.warmup_cosine(lr, warmup=steps // 10, total=steps))
+    schedule = hw.optim.warmup_cosine(lr, warmup=steps // 10, total=steps)
+    optimizer = hw.optim.Adam(model, lr=schedule, lr_factors=factors)
     for _ in range(steps):
         ids, answers = pages(BATCH, rng)
         logits, pullback = model.vjp(ids, training=True, rng=rng)
@@ -124,7 +127,7 @@ def guessing() -> float:
 
 def line(row: Row, results: list[Result]) -> str:
     """Return a row of the table: means, least and most over the seeds, and how many runs learned nothing."""
-    encoder = network(row, np.random.default_rng(0))["encoder"]
+    encoder = network(row, np.random.default_rng(0))[0]["encoder"]
     losses, accuracies = [r.loss for r in results], [100 * r.accuracy for r in results]
     failed = sum(not r.loss < guessing() for r in results)  # NaN is not less
     return (

@@ -83,7 +83,7 @@ def test_omega_is_that_of_the_profile(form, rng):
     state = randomize(encoder, rng).state_dict()
     _, wide, lengths = batch(rng)
     masks = MASKS.get(form, {})
-    omega = hw.init.admin(encoder, wide, lengths=lengths, **masks)
+    omega, _ = hw.init.admin(encoder, wide, lengths=lengths, **masks)
     _, numbers = twin(state, wide, np.ones((3, 2)), keywords, lengths, **masks)
     variances = [x.var() for x in numbers]
     expected = [1.0] + [np.sqrt(sum(variances[:n])) for n in range(2, 7)]
@@ -99,7 +99,7 @@ def test_smaller_maps_are_the_function_with_omega(form, rng):
     _, wide, lengths = batch(rng)
     masks = MASKS.get(form, {})
     before = encoder(wide, lengths=lengths, **masks)
-    omega = hw.init.admin(encoder, wide, lengths=lengths, **masks)
+    omega, _ = hw.init.admin(encoder, wide, lengths=lengths, **masks)
     expected, _ = twin(state, wide, omega, keywords, lengths, **masks)
     got = encoder(wide, lengths=lengths, **masks)
     np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-11)
@@ -109,7 +109,7 @@ def test_smaller_maps_are_the_function_with_omega(form, rng):
 def test_only_the_last_maps_change(rng):
     encoder, _ = made("plain")
     before = randomize(encoder, rng).state_dict()
-    omega = hw.init.admin(encoder, batch(rng)[0])
+    omega, _ = hw.init.admin(encoder, batch(rng)[0])
     for name, array in encoder.state_dict().items():
         number, part_name = name.split(".", 1)[1].split(".", 1)
         factors = {"self_attn.out_proj": omega[int(number), 0], "linear2": omega[int(number), 1]}
@@ -117,12 +117,36 @@ def test_only_the_last_maps_change(rng):
         np.testing.assert_array_equal(array, before[name] / factor, err_msg=name)
 
 
+def test_with_its_factors_adam_goes_the_way_of_a_fixed_omega(rng):
+    """Maps that are omega times larger, moved by a naive Adam at the whole rate, stay so: W = omega W'."""
+    encoder, _ = made("grouped", rng=2)  # gelu: no gradient is exactly 0
+    sequences, _, _ = batch(rng)
+    omega, factors = hw.init.admin(encoder, sequences)
+    last = [name for name in encoder.state_dict() if "out_proj" in name or "linear2" in name]
+    assert sorted(factors) == sorted(last)
+    assert factors["layers.1.linear2.bias"] == 1 / omega[1, 1]
+    large = {name: encoder.state_dict()[name] / factors[name] for name in last}
+    optimizer = hw.optim.Adam(encoder, lr=0.01, eps=0.0, lr_factors=factors)
+    moments = {name: [0.0, 0.0] for name in last}
+    for step in range(1, 4):
+        out, pullback = encoder.vjp(sequences[0])
+        _, grads = pullback(np.sin(out))
+        optimizer.step(grads)
+        for name in last:
+            g = grads[name] * factors[name]  # of W: W' = W / omega
+            m, v = moments[name] = [0.9 * moments[name][0] + 0.1 * g, 0.999 * moments[name][1] + 0.001 * g**2]
+            large[name] = large[name] - 0.01 * (m / (1 - 0.9**step)) / np.sqrt(v / (1 - 0.999**step))
+    for name in last:
+        expected = large[name] * factors[name]
+        np.testing.assert_allclose(encoder.state_dict()[name], expected, rtol=1e-9, atol=1e-12)
+
+
 def test_float32_is_near(rng):
     encoder, _ = made("plain", dtype="float32")
     wide = randomize(encoder, rng).to("float64")
     sequences, _, _ = batch(rng, "float32")
-    omega = hw.init.admin(encoder, sequences)
-    np.testing.assert_allclose(omega, hw.init.admin(wide, sequences), rtol=1e-5)
+    omega, _ = hw.init.admin(encoder, sequences)
+    np.testing.assert_allclose(omega, hw.init.admin(wide, sequences)[0], rtol=1e-5)
     assert encoder.state_dict()["layers.2.linear2.weight"].dtype == np.float32
 
 
@@ -141,17 +165,17 @@ def test_forms_of_a_sample_are_one_to_the_bit(rng, threads):
         for count in (1, 2):
             threads(count)
             encoder, _ = made("plain", dtype="float32", rng=5)
-            omega = hw.init.admin(encoder, sample, **keywords)
+            omega, _ = hw.init.admin(encoder, sample, **keywords)
             found.append((omega.tobytes(), encoder.state_dict()["layers.2.linear2.weight"].tobytes()))
     assert len(set(found)) == 1
     one, _ = made("plain", rng=5)
     other, _ = made("plain", rng=5)
-    np.testing.assert_array_equal(hw.init.admin(one, wide[0]), hw.init.admin(other, wide[:1]))
+    np.testing.assert_array_equal(hw.init.admin(one, wide[0])[0], hw.init.admin(other, wide[:1])[0])
 
 
 def test_the_bits_are_the_same_everywhere():
     encoder = hw.Encoder(4, 16, 2, 32, rng=1)
-    omega = hw.init.admin(encoder, hw.init.normal((3, 9, 16), rng=2))
+    omega, _ = hw.init.admin(encoder, hw.init.normal((3, 9, 16), rng=2))
     assert hashlib.sha256(omega.astype("<f8").tobytes()).hexdigest()[:16] == "da53dfd5dcee32e0"
 
 
@@ -165,7 +189,7 @@ def test_pruned_heads(rng):
         state["layers.1.self_attn.out_proj.weight"][:, 4 * head : 4 * head + 4] = 0.0
     encoder.load_state_dict(state)
     np.testing.assert_allclose(
-        hw.init.admin(pruned, sequences), hw.init.admin(encoder, sequences), rtol=1e-12
+        hw.init.admin(pruned, sequences)[0], hw.init.admin(encoder, sequences)[0], rtol=1e-12
     )
 
 

@@ -77,7 +77,7 @@ def test_seeds_repeat(heads):
 
 def test_networks_of_a_seed_differ_as_their_row_says(heads):
     rows = [heads.Row(2, deep, admin) for deep, admin in ((False, False), (False, True), (True, False))]
-    usual, admin, deep = (heads.network(row, np.random.default_rng(0)).state_dict() for row in rows)
+    usual, admin, deep = (heads.network(row, np.random.default_rng(0))[0].state_dict() for row in rows)
     changed = {name for name in usual if not np.array_equal(usual[name], admin[name])}
     # omega of the first sublayer is 1.
     expected = {f"encoder.layers.{n}.{last}" for n in (0, 1) for last in ("self_attn.out_proj", "linear2")}

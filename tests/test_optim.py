@@ -298,3 +298,35 @@ def test_parameters_that_change_their_shape():
     parameters["w"] = np.ones(3)
     with pytest.raises(ValueError, match=r"'w' was \(2,\).*\(3,\)"):
         optimizer.step({"w": np.ones(3)})
+
+
+@pytest.mark.parametrize("kind", [hw.optim.SGD, hw.optim.Adam, hw.optim.AdamW])
+def test_factors_are_rates_of_their_own(kind):
+    """Two parameters at two rates move as two optimisers would move them; a state goes on."""
+    start, grads = {"a": np.ones(3), "b": np.ones(3)}, {"a": [1.0, 2.0, 3.0], "b": [3.0, -2.0, 1.0]}
+    both = {name: array.copy() for name, array in start.items()}
+    alone = {name: array.copy() for name, array in start.items()}
+    schedule = hw.optim.warmup_linear(0.1, warmup=1, total=4)
+    one = kind(both, lr=schedule, lr_factors={"b": 0.25}, weight_decay=0.1)
+    two = [kind({"a": alone["a"]}, lr=schedule, weight_decay=0.1)]
+    two.append(kind({"b": alone["b"]}, lr=lambda step: 0.25 * schedule(step), weight_decay=0.1))
+    for _ in range(2):
+        one.step(grads)
+        for name, optimizer in zip("ab", two, strict=True):
+            optimizer.step({name: grads[name]})
+        assert both["a"].tobytes() == alone["a"].tobytes()
+        assert both["b"].tobytes() == alone["b"].tobytes()
+    again = kind(both, lr=schedule, lr_factors={"b": 0.25}, weight_decay=0.1)
+    again.load_state_dict(one.state_dict())
+    again.step(grads)
+    two[1].step({"b": grads["b"]})
+    assert both["b"].tobytes() == alone["b"].tobytes()
+
+
+def test_factors_that_cannot_be():
+    with pytest.raises(ValueError, match=r"lr_factors.*'c'"):
+        hw.optim.Adam({"a": np.ones(1)}, lr_factors={"c": 1.0})
+    with pytest.raises(ValueError, match=r"lr_factors.*-1"):
+        hw.optim.Adam({"a": np.ones(1)}, lr_factors={"a": -1.0})
+    with pytest.raises(TypeError, match=r"lr_factors.*'x'"):
+        hw.optim.SGD({"a": np.ones(1)}, lr=0.1, lr_factors={"a": "x"})

@@ -12,7 +12,9 @@ The encoder's kernels know no omega, and need none: a norm does not see the scal
 
     norm(omega x + f(x)) = norm(x + f(x) / omega)
 
-and f / omega is the same sublayer with the weight and the bias of its last map divided by omega.
+and f / omega is the same sublayer with the weight and the bias of its last map divided by omega. Adam's steps
+do not shrink with the parameter: for the paper's way from there on, these maps learn at a
+rate divided by omega.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ def admin(
     lengths: ArrayLike | None = None,
     is_causal: bool = False,
     window: tuple[SupportsIndex | None, SupportsIndex | None] | None = None,
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], dict[str, float]]:
     """Start a post-norm encoder with Admin: sublayers count less, the more was added before them.
 
     Parameters
@@ -61,8 +63,11 @@ def admin(
 
     Returns
     -------
-    ndarray
-        (num_layers, 2), float64: omega of each layer's attention and of its feed-forward part.
+    omega : ndarray
+        (num_layers, 2), float64: of each layer's attention and of its feed-forward part.
+    lr_factors : dict of str to float
+        1 / omega of each parameter that was divided by it, for the `lr_factors` of `optim.Adam`: with
+        them it goes the paper's way. Where the encoder is a part of a model, put its name before theirs.
 
     Raises
     ------
@@ -80,10 +85,11 @@ def admin(
     function, since a norm does not see the scale of its input (but for `layer_norm_eps`, which counts for
     omega^2 times as much).
 
-    The functions that can be learned are the same too; the way there is not. A step of Adam moves a parameter
-    by about the learning rate, whatever its scale, and here `out_proj` and `linear2` are omega times smaller
-    than in the paper: they learn omega times faster. The other parameters move as in the paper, whose
-    implementation learns omega besides, one number for each of the D features.
+    A step of Adam moves a parameter by about the learning rate, whatever its scale: `out_proj` and `linear2`,
+    omega times smaller than in the paper, would learn omega times faster. At a rate divided by omega they
+    move as there, with omega held fixed (up to Adam's `eps`, and the norm by which gradients are clipped).
+    The paper's implementation learns omega besides, one number for each of the D features; an encoder's other
+    parameters can learn the same functions.
 
     The bits of the result depend on encoder and sample only, as everywhere.
 
@@ -97,9 +103,10 @@ def admin(
     >>> import headwise as hw
     >>> encoder = hw.Encoder(6, 16, 4, 32, rng=0)
     >>> sample = hw.init.normal((8, 10, 16), rng=1)
-    >>> omega = hw.init.admin(encoder, sample)
+    >>> omega, factors = hw.init.admin(encoder, sample)
     >>> omega.shape, bool((omega.ravel()[1:] > omega.ravel()[:-1]).all())
     ((6, 2), True)
+    >>> optimizer = hw.optim.Adam(encoder, lr=1e-3, lr_factors=factors)
     """
     given: Any = encoder
     if not isinstance(given, _core.Encoder):
@@ -132,14 +139,16 @@ def admin(
         raise ArgumentValueError(msg)
     before = [1.0] + [math.fsum(variances[:place]) for place in range(2, len(variances))]
     omega: NDArray[np.float64] = np.sqrt(np.array(before)).reshape(-1, 2)
+    lr_factors: dict[str, float] = {}
     for number, factors in enumerate(omega):
         for last, factor in zip(LAST_MAPS, factors, strict=True):
             for name in ("weight", "bias"):
                 key = f"layers.{number}.{last}{name}"
                 if key in state:
                     state[key] = (state[key].astype(np.float64) / factor).astype(state[key].dtype)
+                    lr_factors[key] = 1.0 / float(factor)
     encoder.load_state_dict(state)
-    return omega
+    return omega, lr_factors
 
 
 def _sequences(sample: ArrayLike | list[Any], lengths: ArrayLike | None, d_model: int) -> Iterable[Array]:

@@ -34,11 +34,14 @@ class Adam(Optimizer):
         Added to the root.
     weight_decay : float, default 0.0
         The factor of the penalty, half the squared norm.
+    lr_factors : dict of str to float, optional
+        Factors of `lr` for some parameters, by name, as torch's groups of parameters have rates of their own.
+        As a schedule, they are no part of `state_dict`.
 
     Raises
     ------
     ValueError
-        If a number is out of range, or two parameters have one name.
+        If a number is out of range, two parameters have one name, or a name of `lr_factors` is none of them.
     TypeError
         If `parameters` is of another kind, or an array neither float32 nor float64 (`DTypeError`).
 
@@ -68,8 +71,9 @@ class Adam(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, lr_factors)
         self._hyper_parameters = self._checked({"betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,11 +119,14 @@ class AdamW(Adam):
         Added to the root.
     weight_decay : float, default 0.01
         The part of each parameter that a step takes away, times `lr`.
+    lr_factors : dict of str to float, optional
+        Factors of `lr` for some parameters, by name, as torch's groups of parameters have rates of their own.
+        As a schedule, they are no part of `state_dict`.
 
     Raises
     ------
     ValueError
-        If a number is out of range, or two parameters have one name.
+        If a number is out of range, two parameters have one name, or a name of `lr_factors` is none of them.
     TypeError
         If `parameters` is of another kind, or an array neither float32 nor float64 (`DTypeError`).
 
@@ -148,5 +155,8 @@ class AdamW(Adam):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay)
+        super().__init__(
+            parameters, lr, betas=betas, eps=eps, weight_decay=weight_decay, lr_factors=lr_factors
+        )

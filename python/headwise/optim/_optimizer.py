@@ -26,9 +26,15 @@ class Optimizer(ABC):
 
     _hyper_parameters: dict[str, Any]
 
-    def __init__(self, parameters: Given, lr: LearningRate) -> None:
+    def __init__(
+        self, parameters: Given, lr: LearningRate, lr_factors: Mapping[str, float] | None = None
+    ) -> None:
         self._parameters = Parameters(parameters)
         self.lr = lr
+        self._lr_factors = {n: number("lr_factors", f) for n, f in dict(lr_factors or {}).items()}
+        if unknown := sorted(self._lr_factors.keys() - self._parameters.read().keys()):
+            msg = f"lr_factors: expected names of parameters, got {unknown[0]!r}"
+            raise ValueError(msg)
         self._step = 0
         # For each parameter, the steps that it took part in, and its moments.
         self._state: dict[str, tuple[int, Moments]] = {}
@@ -73,12 +79,13 @@ class Optimizer(ABC):
         for name, d in gradients.items():
             steps, moments = states[name]
             parameter = parameters[name]
+            rate = lr * self._lr_factors.get(name, 1.0)
             flags = parameter.flags
             if flags.c_contiguous and flags.aligned and parameter.dtype.isnative:
-                self._update(parameter, d, moments, steps + 1, lr)
+                self._update(parameter, d, moments, steps + 1, rate)
             else:
                 dense = parameter.astype(parameter.dtype.newbyteorder("="), order="C")
-                self._update(dense, d, moments, steps + 1, lr)
+                self._update(dense, d, moments, steps + 1, rate)
                 parameter[...] = dense
             self._state[name] = steps + 1, moments
         self._parameters.write(parameters, gradients)

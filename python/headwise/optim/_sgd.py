@@ -33,11 +33,14 @@ class SGD(Optimizer):
         Look ahead along the velocity.
     weight_decay : float, default 0.0
         The factor of the penalty, half the squared norm.
+    lr_factors : dict of str to float, optional
+        Factors of `lr` for some parameters, by name, as torch's groups of parameters have rates of their own.
+        As a schedule, they are no part of `state_dict`.
 
     Raises
     ------
     ValueError
-        If a number is out of range, or two parameters have one name.
+        If a number is out of range, two parameters have one name, or a name of `lr_factors` is none of them.
     TypeError
         If `parameters` is of another kind, or an array neither float32 nor float64 (`DTypeError`).
 
@@ -66,8 +69,9 @@ class SGD(Optimizer):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        lr_factors: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(parameters, lr)
+        super().__init__(parameters, lr, lr_factors)
         given = {"momentum": momentum, "nesterov": nesterov, "weight_decay": weight_decay}
         self._hyper_parameters = self._checked(given)
 
