@@ -216,7 +216,7 @@ fn gru_twin<T: Float>(x: &Numbers<T>, biased: bool) -> Written<f64> {
     all
 }
 
-/// Each number within `bound` of the formula's, relative to the largest.
+/// Each number within `bound` of the formula's, or of 1: some twenty roundings, of products whose factors reach 6.
 fn agrees<T: Float>(isa: Isa, bound: f64) {
     for width in lengths().into_iter().filter(|&n| n > 0) {
         let x = Numbers::<T>::new(width);
@@ -257,6 +257,6 @@ fn relu_drops_what_is_flat<T: Float>(isa: Isa, (): ()) {
 }
 
 for_each_isa! {
-    cells_agree_with_their_formulas: agrees, 1.2e-6, 3e-15;
+    cells_agree_with_their_formulas: agrees, 2.4e-6, 6e-15;
     relu_drops_a_gradient_where_it_is_flat: relu_drops_what_is_flat, (), ();
 }
