@@ -92,9 +92,8 @@ mod tests {
             match normalize {
                 Normalize::Softmax | Normalize::TopK(_) => p[i] * (same - p[j]),
                 Normalize::Sigmoid => same * p[i] * (1.0 - p[i]),
-                Normalize::Hard => 0.0,
                 Normalize::Sparsemax if p[i] > 0.0 && p[j] > 0.0 => same - 1.0 / support,
-                Normalize::Sparsemax => 0.0,
+                Normalize::Hard | Normalize::Sparsemax => 0.0,
             }
         };
         (0..p.len()).map(|j| (0..p.len()).map(|i| d[i] * entry(i, j)).sum()).collect()

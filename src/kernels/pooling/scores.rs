@@ -66,6 +66,7 @@ impl<T: Float> Kernel<T> for ScoreRow<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::naive;
     use crate::kernels::testing::{assert_same_bits, for_each_isa, lengths, normals};
     use crate::simd::Isa;
 
@@ -89,8 +90,8 @@ mod tests {
                         }
                     });
                     let terms: Vec<f64> = terms.collect();
-                    let size: f64 = terms.iter().map(|x| x.abs()).sum();
-                    let error = (out.to_f64() - terms.iter().sum::<f64>()).abs();
+                    let size = naive::sum(terms.iter().map(|x| x.abs()));
+                    let error = (out.to_f64() - naive::sum(terms.iter().copied())).abs();
                     assert!(error <= bound * size, "{score:?}, {width} wide: {error}");
                 }
                 assert_same_bits(&out, &run(Isa::Scalar));
