@@ -109,12 +109,13 @@ def test_ids_go_there_and_back(dates):
         assert "".join(dates.LETTERS[i] for i in dates.ids_of(text)) == text
 
 
-def test_a_few_steps_run_as_a_script(dates, monkeypatch, capsys):
-    arguments = ["dates.py", "--steps", "4", "--seed", "3"]
+@pytest.mark.parametrize("model", ["transformer", "attention", "first_state", "every_step"])
+def test_a_few_steps_run_as_a_script(dates, monkeypatch, capsys, model):
+    arguments = ["dates.py", "--steps", "4", "--seed", "3", "--model", model]
     monkeypatch.setattr(sys, "argv", arguments)
     monkeypatch.setattr(hw, "progress", lambda items, **_: hw._loop.Loop(items, None, "", shown=False))
     monkeypatch.setattr(dates, "TESTED", 20)
     dates.main()
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 9
-    assert re.match(r"seed 3: [\d.]+ % of 20 unseen dates, 4 steps of 64 texts", printed[-1])
+    assert re.match(rf"{model}, seed 3: [\d.]+ % of 20 unseen dates, 4 steps of 64 texts", printed[-1])
