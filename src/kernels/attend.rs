@@ -184,7 +184,9 @@ impl<T: Float> Kernel<T> for Attend<'_, T> {
             let end = first + count;
             let (next_keys, next) = match ahead {
                 Some([_, k, v]) if end == keys.count => {
-                    (Keys { k: &keys.k[k..], v: &keys.v[v..], ..keys }, 0..KEY_TILE.min(keys.count))
+                    // Rows without numbers may lie anywhere, even behind the end.
+                    let (k, v) = (&keys.k[k.min(keys.k.len())..], &keys.v[v.min(keys.v.len())..]);
+                    (Keys { k, v, ..keys }, 0..KEY_TILE.min(keys.count))
                 }
                 _ => (keys, end..(end + KEY_TILE).min(keys.count)),
             };
